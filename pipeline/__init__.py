@@ -1,0 +1,1 @@
+"""ImageNet to shards, eigenbasis and batches, and the stall report. Never imports `model`."""
