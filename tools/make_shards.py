@@ -1,0 +1,105 @@
+"""Turns ImageNet into shard sets: OUT/train and OUT/val, one folder per split that SOURCE holds.
+
+    python tools/make_shards.py /data/imagenet data/imagenet-256
+
+SOURCE is a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz (read where
+they are, never unpacked), or with train/<wnid>/*.JPEG. Pictures get a short side of 256. The same command after an
+interruption goes on where it stopped; over a finished set it does nothing. Prints a line per split. Exits with 1 when
+more pictures than --max-quarantine cannot be decoded, with 2 on wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from cli import Progress, run, write_json
+
+from pipeline.resize import FILTERS, STORED_SHAPES, ResizeSettings
+from pipeline.sharder import OverQuarantine, ShardSettings, make_split
+from pipeline.shards import Manifest
+from pipeline.sources import SPLITS, open_source
+
+QUARANTINE_SHARE = 0.001
+QUARANTINE_FLOOR = 10  # a small set may hold a few bad images too
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="SOURCE")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--split", choices=SPLITS, help="only this split (default: every split that SOURCE holds)")
+    default, resize = ShardSettings(), ResizeSettings()
+    parser.add_argument("--stored", choices=STORED_SHAPES, default=resize.stored, help="default: %(default)s")
+    parser.add_argument("--filter", choices=FILTERS, default=resize.filter, help="default: %(default)s")
+    parser.add_argument("--quality", type=int, default=resize.quality, help="of the JPEGs; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=default.seed, help="of the samples' order; default: %(default)s")
+    parser.add_argument("--shard-samples", type=int, default=default.shard_samples, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    parser.add_argument(
+        "--max-quarantine",
+        type=int,
+        metavar="N",
+        help=f"images that may be undecodable; default: 1 in {1 / QUARANTINE_SHARE:,.0f}, at least {QUARANTINE_FLOOR}",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what the screen says")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Shards every wanted split."""
+    args = parse()
+    if args.workers < 1:
+        raise ValueError(f"--workers {args.workers}, expected at least 1")
+    settings = ShardSettings(
+        ResizeSettings(stored=args.stored, filter=args.filter, quality=args.quality), args.seed, args.shard_samples
+    )
+    source = open_source(args.source)
+    if args.split and args.split not in source.splits():
+        raise ValueError(f"{args.source}: layout {source.layout} without split {args.split!r}, found {source.splits()}")
+    record: dict[str, object] = {"layout": source.layout}
+    for split in [args.split] if args.split else source.splits():
+        listing = source.listing(split)
+        print(f"{split}: {len(listing.items):,} images of {len(listing.classes)} classes, layout {listing.layout}")
+        limit = args.max_quarantine
+        if limit is None:
+            limit = max(QUARANTINE_FLOOR, int(QUARANTINE_SHARE * len(listing.items)))
+        started_s = time.monotonic()
+        try:
+            with Progress(f"sharding {split}", len(listing.items)) as progress:
+                manifest = make_split(listing, args.out, settings, args.workers, limit, progress)
+        except OverQuarantine as error:
+            print(f"make_shards.py: {error}", file=sys.stderr)
+            return 1
+        record[split] = report(manifest, args.out / split, time.monotonic() - started_s, args.workers)
+    write_json(args.json, record)
+    return 0
+
+
+def report(manifest: Manifest, folder: Path, took_s: float, workers: int) -> dict[str, object]:
+    """Prints what became of a split; returns the same for `--json`."""
+    total = sum(shard.bytes for shard in manifest.shards)
+    rate = manifest.samples / took_s
+    print(
+        f"{folder}: {manifest.samples:,} samples in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB;"
+        f" {took_s:.1f} s, {rate:,.0f} img/s ({rate / workers:,.0f} a worker)"
+    )
+    for entry in manifest.quarantined:
+        print(f"  quarantined {entry.key}: {entry.reason}")
+    return {
+        "folder": str(folder),
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+        "bytes": total,
+        "img_s": rate,
+        "workers": workers,
+        "quarantined": {entry.key: entry.reason for entry in manifest.quarantined},
+    }
+
+
+if __name__ == "__main__":
+    run(main)
