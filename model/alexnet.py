@@ -33,6 +33,9 @@ Exchange = Callable[[Tensor, str], Tensor]
 class NetSpec:
     """Size of the network. Width 1 is 2012's; other widths scale maps and units of every hidden layer.
 
+    A unit of a narrower network reads fewer maps; its weights start larger by the square root of that, so that
+    responses start as strong as 2012's. Else they fade from layer to layer, and training stays long on its plateau.
+
     ValueError where `classes` is not at least 1 or `width` not above 0.
     """
 
@@ -272,7 +275,7 @@ class Layer(nn.Module):
     tower by tower, so one tower's are the same whether or not the rank holds the other.
     """
 
-    def __init__(self, shape: LayerShape, recipe: Recipe, towers: tuple[int, ...], seed: int) -> None:
+    def __init__(self, shape: LayerShape, recipe: Recipe, towers: tuple[int, ...], seed: int, weight_sd: float) -> None:
         super().__init__()
         self.shape, self.recipe, self.towers = shape, recipe, towers
         self.settings = recipe.layer(shape.name)
@@ -280,7 +283,7 @@ class Layer(nn.Module):
         size = (shape.maps, *fan_in) if shape.name.startswith("conv") else (shape.maps, math.prod(fan_in))
         cpu = torch.device("cpu")  # drawn there, so that the start does not depend on the device
         draws = [_generator(cpu, seed, LAYERS.index(shape.name), tower) for tower in towers]
-        weights = [torch.empty(size, device=cpu).normal_(0, self.settings.weight_sd, generator=draw) for draw in draws]
+        weights = [torch.empty(size, device=cpu).normal_(0, weight_sd, generator=draw) for draw in draws]
         self.weight = nn.Parameter(torch.cat(weights))
         self.bias = nn.Parameter(torch.full((len(self.weight),), self.settings.bias))
 
@@ -349,13 +352,14 @@ class AlexNet(nn.Module):
             raise ValueError(f"towers {towers}; a rank holds (0, 1), (0,) or (1,)")
         self.spec, self.recipe, self.towers = spec, recipe, towers
         self.segments: dict[str, list[str]] = {}
-        for shape in layer_table(spec, recipe):
+        for shape, full in zip(layer_table(spec, recipe), layer_table(NetSpec(), recipe), strict=True):
             if shape.reads_both or not self.segments:
                 segment = self.segments[shape.name] = []
             held = tuple(tower for tower in towers if tower in shape.towers)
             if held:
                 segment.append(shape.name)
-                self.add_module(shape.name, Layer(shape, recipe, held, seed))
+                weight_sd = recipe.layer(shape.name).weight_sd * math.sqrt(full.in_maps / shape.in_maps)
+                self.add_module(shape.name, Layer(shape, recipe, held, seed, weight_sd))
 
     def run_segment(self, first: str, x: Tensor, draws: DropoutDraws | None = None) -> Tensor:
         """Layers `segments[first]` on `x`: images where `first` is "conv1", else maps of both towers (N, 2*M, ...)."""

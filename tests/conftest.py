@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import eigenbasis
 from pipeline.sample import SampleSettings, make_sample
@@ -14,6 +15,9 @@ from pipeline.sources import open_source
 
 SAMPLE = SampleSettings(classes=4, train_images=12, val_images=5, min_side=150, max_side=220, seed=7)
 SHARD_SETTINGS = ShardSettings(seed=7, shard_samples=20)
+
+
+torch.set_num_threads(1)  # small nets: more threads would only wait for one another
 
 
 def ignore(n: int) -> None:

@@ -321,16 +321,19 @@ def test_a_tower_starts_as_its_rows_of_the_whole(tower: int) -> None:
         assert torch.equal(torch.cat([tower_slice(name, values, t) for t in TOWERS]), values)
 
 
+@pytest.mark.parametrize(("width", "gain"), [(1.0, 1.0), (0.25, 2.0)])
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_start_has_the_recipe_s_spread_and_biases(name: str) -> None:
-    """Weights are normal around 0 with the recipe's standard deviation, biases are its constant."""
-    start = AlexNet(NetSpec(classes=20, width=0.25), recipe(name)).state_dict()
+def test_the_start_has_the_recipe_s_spread_and_biases(name: str, width: float, gain: float) -> None:
+    """Weights are normal around 0 with the recipe's standard deviation, biases are its constant. At a quarter of the
+    width a unit reads a quarter of the maps, and weights spread twice as wide; conv1 reads the image at any width."""
+    start = AlexNet(NetSpec(classes=20, width=width), recipe(name)).state_dict()
     for layer in recipe(name).layers:
         weight, bias = start[f"{layer.name}.weight"], start[f"{layer.name}.bias"]
+        sd = layer.weight_sd * (1.0 if layer.name == "conv1" else gain)
         near = 5 / math.sqrt(weight.numel())  # five standard errors
-        assert abs(float(weight.mean())) < near * layer.weight_sd
-        assert float(weight.std()) == pytest.approx(layer.weight_sd, rel=near)
-        assert float((weight.abs() < layer.weight_sd).float().mean()) == pytest.approx(0.6827, abs=near)
+        assert abs(float(weight.mean())) < near * sd
+        assert float(weight.std()) == pytest.approx(sd, rel=near)
+        assert float((weight.abs() < sd).float().mean()) == pytest.approx(0.6827, abs=near)
         assert torch.equal(bias, torch.full_like(bias, layer.bias))
 
 

@@ -1,0 +1,168 @@
+"""Checkpoints: a folder that is whole or absent, and means the same on any number of ranks.
+
+    weights.safetensors      "conv1.weight" ...: both towers, stacked as `model.alexnet.tower_slice` says
+    velocities.safetensors   the update rule's velocities, by the same names
+    state.json               where training stands, and of which recipe and network the tensors are
+
+No pickle: nothing in a checkpoint can run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.alexnet import AlexNet, NetSpec
+from model.optim import Momentum2012
+from model.recipe import PlateauState, Recipe
+
+FORMAT = "alexnet-pipeline checkpoint, version 1"
+WEIGHTS, VELOCITIES, STATE = "weights.safetensors", "velocities.safetensors", "state.json"
+
+
+@dataclass
+class TrainState:
+    """Where training stands: the next step to take, and what the loop remembers between steps.
+
+    Attributes:
+        epoch: of the next step, from 0.
+        step: of the next step within its epoch, from 0.
+        updates: steps taken so far, over all epochs.
+        plateau: of recipes whose rates follow the validation error.
+        losses: mean losses of the steps since the last line of metrics.
+        corrects: share of images whose first guess was right, of the same steps.
+    """
+
+    epoch: int
+    step: int
+    updates: int
+    plateau: PlateauState
+    losses: list[float]
+    corrects: list[float]
+
+    @classmethod
+    def start(cls) -> TrainState:
+        """The state before the first step."""
+        return cls(0, 0, 0, PlateauState(), [], [])
+
+
+def save(path: Path, model: AlexNet, optimizer: Momentum2012, state: TrainState, seed: int) -> None:
+    """Writes a checkpoint under `path`, which appears when whole: temporary folder, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(_on_cpu(dict(model.named_parameters())), temporary / WEIGHTS)
+    save_file(_on_cpu(optimizer.velocities()), temporary / VELOCITIES)
+    record = {
+        "format": FORMAT,
+        "recipe": asdict(model.recipe),
+        "spec": asdict(model.spec),
+        "seed": seed,
+        "state": asdict(state),
+    }
+    (temporary / STATE).write_text(json.dumps(record, indent=1) + "\n")
+    for entry in (*temporary.iterdir(), temporary):
+        _fsync(entry)
+    if path.exists():  # the same step again, after a resume: the same bytes
+        shutil.rmtree(path)
+    temporary.rename(path)
+    _fsync(path.parent)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of most updates in `folder`, None where there is none. Names sort by updates."""
+    found = sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    return found[-1] if found else None
+
+
+def name_of(state: TrainState) -> str:
+    """The folder name of a checkpoint at `state`."""
+    return f"step-{state.updates:09d}"
+
+
+def restore(path: Path, model: AlexNet, optimizer: Momentum2012, seed: int) -> TrainState:
+    """Fills `model` and `optimizer` from a checkpoint and returns where it stood.
+
+    Raises ValueError where it is of another recipe, network or seed, or is damaged.
+    """
+    record = _read_state(path)
+    wanted = {"recipe": asdict(model.recipe), "spec": asdict(model.spec), "seed": seed}
+    for what, value in _as_json(wanted).items():
+        if record[what] != value:
+            raise ValueError(
+                f"{path}: of another {what} ({_difference(record[what], value)}); use the one it was made with"
+            )
+    parameters = {name: p.data for name, p in model.named_parameters()}
+    _fill(path / WEIGHTS, parameters)
+    _fill(path / VELOCITIES, optimizer.velocities())
+    fields = dict(record["state"])
+    return TrainState(**{**fields, "plateau": PlateauState(**fields["plateau"])})
+
+
+def load_model(path: Path, recipes: dict[str, Recipe]) -> AlexNet:
+    """The network of a checkpoint, for evaluation; ValueError where the folder is no checkpoint of a recipe we have."""
+    record = _read_state(path)
+    name = record["recipe"]["name"]
+    if name not in recipes:
+        raise ValueError(f"{path}: of recipe {name!r}, expected one of {', '.join(recipes)}")
+    model = AlexNet(NetSpec(**record["spec"]), recipes[name])
+    _fill(path / WEIGHTS, {name: p.data for name, p in model.named_parameters()})
+    return model
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / STATE).read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no checkpoint here (no {STATE}); expected runs/NAME/checkpoints/step-...") from error
+    except ValueError as error:
+        raise ValueError(f"{path / STATE}: damaged ({error}); use an earlier checkpoint") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path / STATE}: its format is not {FORMAT!r}; it was written by another version")
+    return record
+
+
+def _fill(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: missing or damaged ({error}); use an earlier checkpoint") from error
+    if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise ValueError(f"{path}: holds tensors of another network; use the settings that it was made with")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(found[name])
+
+
+def _as_json(record: dict[str, Any]) -> dict[str, Any]:
+    """What JSON makes of a record (tuples become lists), so that it compares equal to one that was read."""
+    parsed: dict[str, Any] = json.loads(json.dumps(record))
+    return parsed
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        parts = [f"{key} {found.get(key)!r}, now {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]]
+        return parts[0] if parts else "other fields"
+    return f"{found!r}, now {wanted!r}"

@@ -1,0 +1,174 @@
+"""Does training wait for its input, for which part, and what to change.
+
+The method is differential: rates measured apart (the feed alone and cut short, the trainer on replayed batches) explain
+the rate measured together. All rates are img/s of one rank, all times seconds per image unless a name says otherwise.
+
+    supply     the feed alone                     AU         together / demand
+    demand     the trainer on replayed batches    stall      1 - AU, in parts that add up
+    together   the real run                       overlap    together / min(supply, demand)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+AU_BAR = 0.95  # above it training does not wait; MLPerf Storage asks 0.90 of an emulated trainer
+INPUT_PARTS = ("storage", "decode", "augment", "transfer")
+PARTS = (*INPUT_PARTS, "contention", "unexplained")
+
+
+@dataclass(frozen=True)
+class FeedRates:
+    """img/s of the feed alone: the whole, and cut short after reading, after decoding and before the move to the device
+    (`augmented`; equals `supply` where batches are made on the training device)."""
+
+    read: float
+    decoded: float
+    augmented: float
+    supply: float
+
+    def part_s(self) -> dict[str, float]:
+        """Seconds per image that each stage adds to the one before, by part."""
+        ends = (1 / self.read, 1 / self.decoded, 1 / self.augmented, 1 / self.supply)
+        starts = (0.0, *ends[:-1])
+        return {part: max(0.0, end - start) for part, start, end in zip(INPUT_PARTS, starts, ends, strict=True)}
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Sums over the steps of a real run: `wait_s` the host waited in next(), `step_s` it spent in training steps,
+    `elapsed_s` that all of it took, validation and checkpoints left out."""
+
+    images: int
+    wait_s: float
+    step_s: float
+    elapsed_s: float
+
+
+class StepClocks:
+    """Clocks of every step. The first is left out: it waits for the first batch and pays for first use."""
+
+    def __init__(self) -> None:
+        self.images, self.waits_s, self.steps_s, self._loops_s = 0, list[float](), list[float](), list[float]()
+        self._begun = False
+
+    def add(self, images: int, wait_s: float, step_s: float, loop_s: float) -> None:
+        """Takes in one step; `loop_s` is the time since the step before ended."""
+        if not self._begun:
+            self._begun = True
+            return
+        self.images += images
+        self.waits_s.append(wait_s)
+        self.steps_s.append(step_s)
+        self._loops_s.append(loop_s)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken in."""
+        return len(self.waits_s)
+
+    def total(self) -> Clocks:
+        """The sums."""
+        return Clocks(self.images, sum(self.waits_s), sum(self.steps_s), sum(self._loops_s))
+
+
+@dataclass(frozen=True)
+class StallReport:
+    """`parts` are shares of the run's time by part; they add up to `stall`."""
+
+    supply: float
+    demand: float
+    together: float
+    au: float
+    stall: float
+    overlap: float
+    parts: dict[str, float]
+    verdict: str
+    action: str
+
+    def record(self) -> dict[str, Any]:
+        """For stall.json."""
+        return asdict(self)
+
+
+def diagnose(rates: FeedRates, demand: float, clocks: Clocks) -> StallReport:
+    """Explains the real run's rate by the rates measured apart."""
+    together = clocks.images / clocks.elapsed_s
+    au = together / demand
+    parts = _parts(rates, demand, clocks)
+    verdict = _verdict(au, parts)
+    overlap = together / min(rates.supply, demand)
+    return StallReport(
+        rates.supply, demand, together, au, 1 - au, overlap, parts, verdict, _action(verdict, rates.supply, demand)
+    )
+
+
+def _parts(rates: FeedRates, demand: float, clocks: Clocks) -> dict[str, float]:
+    """Shares of the run's time. An image takes T = wait + step + the rest, and would take D = 1 / demand.
+
+    Of the wait, the feed's own slowness explains 1 / supply - D (it works while the trainer does); the stages share it
+    by their cost. The rest of the wait, and steps slower than D, come from feed and trainer taking each other's cores.
+    """
+    total_s, wait_s, step_s = (x / clocks.images for x in (clocks.elapsed_s, clocks.wait_s, clocks.step_s))
+    demand_s = 1 / demand
+    inherent_s = min(wait_s, max(0.0, 1 / rates.supply - demand_s))
+    stage_s = rates.part_s()
+    parts_s = {part: inherent_s * stage_s[part] / sum(stage_s.values()) for part in INPUT_PARTS}
+    parts_s["contention"] = (wait_s - inherent_s) + max(0.0, step_s - demand_s)
+    parts_s["unexplained"] = (total_s - demand_s) - sum(parts_s.values())
+    return {part: seconds / total_s for part, seconds in parts_s.items()}
+
+
+def _verdict(au: float, parts: dict[str, float]) -> str:
+    if au >= AU_BAR:
+        return "compute-bound"
+    if sum(parts[part] for part in INPUT_PARTS) > parts["contention"]:
+        return f"input-bound: {max(INPUT_PARTS, key=lambda part: parts[part])}"
+    return "contention"
+
+
+_ACTIONS = {
+    "storage": "move the shards to a faster disk or into memory",
+    "decode": "give the feed more --threads or cores, or shard with --stored square (a quarter less to decode)",
+    "augment": "give the feed more --threads or cores",
+    "transfer": "build the batches on the training device (--device cuda)",
+}
+
+
+def _action(verdict: str, supply: float, demand: float) -> str:
+    if verdict == "compute-bound":
+        return f"the feed has {supply / demand:.1f} times what training takes: only a faster step trains faster"
+    if verdict == "contention":
+        return "feed and trainer share cores: lower --threads, or train where the steps do not need the host's cores"
+    return _ACTIONS[verdict.removeprefix("input-bound: ")]
+
+
+def format_report(report: StallReport) -> str:
+    """The report as one screen of text."""
+    rows = [
+        f"verdict    {report.verdict}",
+        f"           {report.action}",
+        "",
+        f"supply     {report.supply:10,.0f} img/s  the feed alone",
+        f"demand     {report.demand:10,.0f} img/s  the trainer on replayed batches",
+        f"together   {report.together:10,.0f} img/s  the real run",
+        f"AU         {report.au:10.1%}        together / demand",
+        f"overlap    {report.overlap:10.1%}        together / min(supply, demand)",
+        f"stall      {report.stall:10.1%}        1 - AU, of which",
+    ]
+    rows += [f"  {part:<12}{share:7.1%}  {_bar(share)}".rstrip() for part, share in report.parts.items()]
+    return "\n".join(rows)
+
+
+def _bar(share: float) -> str:
+    return "#" * round(max(0.0, share) * 50)
+
+
+def percentiles(values_s: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 and maximum of waits or steps, in seconds."""
+    found = np.percentile(values_s, [50, 95, 99, 100])
+    return dict(zip(("p50", "p95", "p99", "max"), found.tolist(), strict=True))

@@ -1,0 +1,60 @@
+"""The arrows between rooms: tools use pipeline and model; those two never meet, and neither knows the tools."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOOLS = {path.stem for path in (ROOT / "tools").glob("*.py")}
+FORBIDDEN = {"pipeline": {"model", "tools", *TOOLS}, "model": {"pipeline", "tools", *TOOLS}}
+
+# What a room may use beside the standard library and its own package.
+MAY_USE = {
+    "pipeline/philox.py": {"numpy"},
+    "pipeline/order.py": {"numpy"},
+    "pipeline/augment.py": {"numpy"},
+    "pipeline/shards.py": {"numpy"},
+    "pipeline/sources.py": {"scipy"},
+    "pipeline/eigenbasis.py": {"numpy", "PIL"},
+    "pipeline/stall.py": {"numpy", "psutil"},
+    "model/recipe.py": set(),
+    "model/alexnet.py": {"torch"},
+    "model/optim.py": {"torch"},
+    "model/checkpoint.py": {"torch", "safetensors"},
+    "model/trainer.py": {"torch"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of all modules that a file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(str(node.module).partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_pipeline_and_model_never_meet(package: str):
+    for path in (ROOT / package).glob("*.py"):
+        assert not imported(path) & FORBIDDEN[package], path
+
+
+@pytest.mark.parametrize("name", MAY_USE)
+def test_a_room_uses_what_it_may(name: str):
+    used = imported(ROOT / name) - set(sys.stdlib_module_names) - {name.partition("/")[0]}
+    assert used <= MAY_USE[name]
+
+
+def test_maths_names_no_device():
+    """Placement is not the network's business: both towers run wherever their tensors are."""
+    for name in ("alexnet", "optim"):
+        text = (ROOT / "model" / f"{name}.py").read_text()
+        assert "cuda" not in text.replace("cuda-convnet", "")

@@ -1,0 +1,215 @@
+"""The tools as a user runs them: the whole road on a tiny sample, and one clear line for every wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--width", "0.05", "--batch", "8", "--log-every", "1", "--stall-seconds", "0.2"]
+
+
+def tool(name: str, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Runs tools/NAME.py as the README does."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def ran(done: subprocess.CompletedProcess[str], code: int = 0) -> str:
+    """What it printed, if it ended with `code`."""
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sample, shards, eigenbasis and a short run (48 images: 6 steps an epoch, 2 epochs), each made by its tool."""
+    root = tmp_path_factory.mktemp("road")
+    ran(tool("make_sample", root / "sample", "--classes", 3, "--train", 16, "--val", 4, "--workers", 1))
+    ran(tool("make_shards", root / "sample", root / "shards", "--workers", 2, "--shard-samples", 20))
+    ran(tool("compute_pca", root / "shards" / "train", "--workers", 1, "--json", root / "pca.json"))
+    shards = root / "shards"
+    out = ran(
+        tool("train", shards / "train", "--val", shards / "val", "--runs", root, "--run", "a", "--epochs", 2, *TINY)
+    )
+    assert "verdict" in out
+    return root
+
+
+def test_the_road_leaves_what_it_says(road: Path):
+    run = road / "a"
+    steps = 47 // 8
+    assert [step for step, _ in losses(run)] == list(range(1, 2 * steps + 1))
+    validations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum("val_top1" in line for line in validations) == 2
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"step-{n * steps:09d}" for n in (1, 2)]
+    config = json.loads((run / "config.json").read_text())
+    assert config["must_match"]["recipe"]["name"] == "source2012"
+    stall = json.loads((run / "stall.json").read_text())
+    assert stall["au"] == pytest.approx(1 - sum(stall["parts"].values()))
+    assert json.loads((road / "pca.json").read_text())["pixel_scale"] == 255
+
+
+def test_a_run_that_sigterm_stops_goes_on_to_the_same_losses(road: Path):
+    """SIGTERM while it trains: exit code 0 and a checkpoint; --resume gives the losses of the run never stopped."""
+    args = [road / "shards" / "train", "--runs", road, "--run", "stopped", "--epochs", 2, *TINY]
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = road / "stopped" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.read_text()) and process.poll() is None:
+        os.sched_yield()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    ran(tool("train", *args, "--resume"))
+    assert losses(road / "stopped") == losses(road / "a")
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_losses(road: Path):
+    """As after SIGKILL: the last checkpoint and metrics that run ahead of it are all that is left."""
+    shutil.copytree(road / "a", road / "killed")
+    shutil.rmtree(road / "killed" / "checkpoints" / "step-000000010")
+    (road / "killed" / "stall.json").unlink()
+    shards = road / "shards" / "train"
+    args = [shards, "--val", road / "shards" / "val", "--runs", road, "--run", "killed", "--epochs", 2, *TINY]
+    assert "resumed    after update 5" in ran(tool("train", *args, "--resume"))
+    assert losses(road / "killed") == losses(road / "a")
+    assert (road / "killed" / "stall.json").is_file()
+
+
+def test_a_complete_run_resumed_says_so(road: Path):
+    args = [road / "shards" / "train", "--runs", road, "--run", "a", "--epochs", 2, *TINY, "--resume"]
+    assert "this run is complete" in ran(tool("train", *args))
+
+
+def test_evaluate_agrees_with_the_run_s_own_validation(road: Path, tmp_path: Path):
+    path = road / "a" / "checkpoints" / "step-000000010"
+    ran(tool("evaluate", road / "shards" / "val", path, "--json", tmp_path / "scores.json"))
+    scores = json.loads((tmp_path / "scores.json").read_text())["checkpoints"][str(path)]
+    last = json.loads((road / "a" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert scores["loss"] == pytest.approx(last["val_loss"], rel=1e-6)
+    assert (scores["top1"], scores["images"]) == (last["val_top1"], 12)
+    assert "top-5" in ran(tool("evaluate", road / "shards" / "val", path, "--views", 10))
+
+
+def test_bench_loader_prints_a_table_and_a_json_line(road: Path, tmp_path: Path):
+    out = ran(
+        tool("bench_loader", road / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--json", tmp_path / "b.json")
+    )
+    printed = json.loads(out.splitlines()[-1])
+    assert printed == json.loads((tmp_path / "b.json").read_text())
+
+
+def test_a_truncated_image_over_the_limit_ends_with_1(road: Path, tmp_path: Path):
+    done = tool("make_shards", road / "sample", tmp_path / "out", "--split", "train", "--max-quarantine", 0)
+    ran(done, code=1)
+    assert "1 of 48 images cannot be decoded, at most 0 are allowed" in done.stderr
+    assert not (tmp_path / "out" / "train").exists()
+
+
+def broken(what: str, road: Path, tmp: Path) -> list[object]:
+    """Arguments of a call that must fail, and the wrong input that they name."""
+    shards = tmp / "train"
+    if what.startswith(("shard", "basis")):
+        shutil.copytree(road / "shards" / "train", shards)
+    match what:
+        case "no source":
+            return ["make_shards", tmp / "nowhere", tmp / "out"]
+        case "empty source":
+            return ["make_shards", tmp, tmp / "out"]
+        case "empty class":
+            (tmp / "train" / "n1").mkdir(parents=True)
+            return ["make_shards", tmp, tmp / "out"]
+        case "no such split":
+            (tmp / "train" / "n1").mkdir(parents=True)
+            Image.new("RGB", (300, 300)).save(tmp / "train" / "n1" / "a.JPEG")
+            return ["make_shards", tmp, tmp / "out", "--split", "val"]
+        case "quality":
+            return ["make_shards", road / "sample", tmp / "out", "--quality", 101]
+        case "shard set without manifest":
+            (shards / "manifest.json").unlink()
+            return ["compute_pca", shards]
+        case "shard set with a changed tar":
+            with (shards / "train-000000.tar").open("r+b") as file:
+                file.seek(5000)
+                file.write(b"\0changed")
+            return ["train", shards, "--runs", tmp, *TINY]
+        case "basis missing":
+            (shards / "eigenbasis.json").unlink()
+            return ["train", shards, "--runs", tmp, *TINY]
+        case "basis of another set":
+            text = (shards / "eigenbasis.json").read_text()
+            manifest = json.loads(text)["manifest_sha256"]
+            (shards / "eigenbasis.json").write_text(text.replace(manifest, "0" * 64))
+            return ["train", shards, "--runs", tmp, *TINY]
+        case "run is there":
+            return ["train", road / "shards" / "train", "--runs", road, "--run", "a", *TINY]
+        case "other recipe":
+            shutil.copytree(road / "a", tmp / "a")
+            sets = road / "shards"
+            more = ["--recipe", "paper", "--val", sets / "val", "--resume", "--epochs", 2, *TINY]
+            return ["train", sets / "train", "--runs", tmp, "--run", "a", *more]
+        case "plateau without validation":
+            return ["train", road / "shards" / "train", "--runs", tmp, "--recipe", "paper", *TINY]
+        case "batch too large":
+            return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--batch", 64]
+        case "no checkpoint":
+            return ["evaluate", road / "shards" / "val", tmp]
+        case "no cuda":
+            return ["bench_loader", road / "shards" / "train", "--device", "cuda"]
+    raise AssertionError(what)
+
+
+WRONG: dict[str, str] = {
+    "no source": "no such folder; expected one with ILSVRC2012_img_train.tar",
+    "empty source": "no ImageNet layout here (found nothing)",
+    "empty class": "a class folder with no image; add its images or remove the folder",
+    "no such split": "layout folders without split 'val', found ['train']",
+    "quality": "JPEG quality 101, expected 1 to 100",
+    "shard set without manifest": "no manifest.json here, so not a shard set; make_shards writes it last",
+    "shard set with a changed tar": "it was changed, run make_shards again",
+    "basis missing": "no eigenbasis here; run: python tools/compute_pca.py",
+    "basis of another set": "made of another shard set",
+    "run is there": "this run is there already; add --resume, or choose another --run",
+    "other recipe": "begun with recipe",
+    "plateau without validation": "lowers its rates by the validation error; add --val SHARDS",
+    "batch too large": "47 samples do not fill one batch of 64",
+    "no checkpoint": "no checkpoint here (no state.json)",
+    "no cuda": "torch sees no CUDA device here",
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_input_gets_one_line_and_code_2(what: str, road: Path, tmp_path: Path):
+    if what == "no cuda" and __import__("torch").cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    args = broken(what, road, tmp_path)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    done = tool(str(args[0]), *args[1:])
+    ran(done, code=2)
+    errors = [line for line in done.stderr.splitlines() if line.startswith(f"{args[0]}.py: ")]
+    assert len(errors) == 1
+    assert WRONG[what] in errors[0]
+    assert "Traceback" not in done.stderr
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before, "something was left behind"
+
+
+def test_help_describes_every_tool():
+    for path in sorted((ROOT / "tools").glob("*.py")):
+        if path.stem != "cli":
+            assert "usage:" in ran(tool(path.stem, "--help"))
