@@ -1,0 +1,388 @@
+"""The feed: a shard set in, batches of float32 (N, 3, 224, 224) RGB crops out, on the loader's device.
+
+`TrainFeed` is endless and `view_feed` goes through a set once. There is no state to save: every batch is a pure
+function of (shard set, settings, epoch, step), whatever the number of ranks or threads, so resuming is naming
+(epoch, step). Pixels are in grey levels 0..255, minus the mean, lit and divided as `augment.py` says. Batches are the
+caller's to keep.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from itertools import count
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
+from PIL import Image
+from torch.utils.dlpack import from_dlpack
+
+from pipeline.augment import CROP, POSITIONS, STORED, Lighting, Mean, central_origin, draw, mean_of
+from pipeline.eigenbasis import Eigenbasis
+from pipeline.graphs import Engine, Graph, Stage, crop_position, train_graph, view_graph
+from pipeline.order import batch_ids, epoch_order, evaluation_batches, local_batch, steps_per_epoch
+from pipeline.shards import ShardSet
+
+Device = Literal["cpu", "cuda"]
+Ids = NDArray[np.int64]
+
+ANNOUNCED_AHEAD = 4  # batches between telling the kernel which bytes come next and handing them to DALI
+END_OF_JPEG = b"\xff\xd9"
+
+
+def default_threads() -> int:
+    """One more than there are cores, which keeps them busy while a thread waits for the others to end a batch (6 %
+    faster on 2 cores); at most 8, as DALI advises 4 to 8 for one GPU."""
+    return min(8, len(os.sched_getaffinity(0)) + 1)
+
+
+@dataclass(frozen=True)
+class FeedSettings:
+    """How the feed works. What changes its pictures: batch, seed, lighting, lighting_until, mean, positions."""
+
+    batch: int = 128  # the global one, of all ranks together (P 5)
+    seed: int = 0  # of order, crops, mirroring and lighting
+    device: Device = "cpu"  # "cuda" is torch's current device
+    threads: int = field(default_factory=default_threads)
+    queue_depth: int = 2  # batches in work: one more than the one being waited for; a third gained nothing
+    lighting: Lighting = field(default_factory=Lighting)
+    lighting_until: int | None = None  # from this epoch on neither noise nor division (the 2012 run notes: 66 to 68)
+    mean: Mean = "image"  # as the released code (convdata_jpeg.py:95)
+    positions: int = POSITIONS  # crop offsets either way: 33 as the released code draws them, 32 for P 4.1's 2048
+    hw_decoder_load: float = 0.65  # share of JPEGs for the GPU's decoder engines; DALI's default has changed over time
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "threads", "queue_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}; it must be within 0 to 2**64 - 1")
+        if self.device not in get_args(Device):
+            raise ValueError(f"device is {self.device!r}; choose cpu or cuda")
+        if self.mean not in get_args(Mean):
+            raise ValueError(f"mean is {self.mean!r}; choose image or channel")
+        if not 1 <= self.positions <= POSITIONS:
+            raise ValueError(f"{self.positions} crop positions; a {CROP} crop of {STORED} has 1 to {POSITIONS}")
+        if not 0 <= self.hw_decoder_load <= 1:
+            raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; it is a share, 0 to 1")
+
+    def lighting_at(self, epoch: int) -> Lighting:
+        """The lighting of `epoch`."""
+        if self.lighting_until is not None and epoch >= self.lighting_until:
+            return replace(self.lighting, coefficient=0.0)
+        return self.lighting
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of N: `images` float32 (N, 3, 224, 224), or (N, views, 3, 224, 224) from `view_feed`; `labels` and sample
+    `ids` int64 (N,); all on the loader's device. `epoch` and `step` count from 0."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+    epoch: int
+    step: int
+
+
+class TrainFeed:
+    """Endless iterator over this rank's part of every global batch, from `start_step` of `start_epoch` on.
+
+    Prefetches across the edges of epochs. Use it as a context manager or `close` it. ValueError where the set does not
+    fill a batch, the batch cannot be shared by the ranks, there is no CUDA device, or a picture cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        basis: Eigenbasis,
+        settings: FeedSettings,
+        start_epoch: int = 0,
+        start_step: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.steps_per_epoch = steps_per_epoch(len(shards), settings.batch)
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"start_step is {start_step}, but an epoch has {self.steps_per_epoch} steps")
+        graph = train_graph(_engine(settings, local_batch(settings.batch, ranks)))
+        work = _train_work(shards, basis, settings, start_epoch, start_step, rank, ranks)
+        self._runner = _Runner(graph, shards, work, settings.queue_depth)
+        self._finish = _Finish(basis, settings)
+
+    def __iter__(self) -> TrainFeed:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._finish(*self._runner.next(self._finish.stream))
+
+    def close(self) -> None:
+        """Stops the pipeline and gives its threads and memory back. Batches handed out stay valid."""
+        self._runner.close()
+
+    def __enter__(self) -> TrainFeed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def view_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, views: int = 1) -> Iterator[Batch]:
+    """Every sample exactly once, in the order of ids, unlit: images (N, views, 3, 224, 224); the last batch is short.
+
+    1 view is the centre crop, 10 are P 4.1's corners, centre and their mirror images. Close the iterator, or use it up.
+    """
+    if views not in (1, 10):
+        raise ValueError(f"{views} views; choose 1 (the centre) or 10 (corners, centre and their mirror images)")
+    batches = -(-len(shards) // settings.batch)
+    if not batches:
+        return
+    engine = _engine(settings, settings.batch)
+    depth = min(engine.queue_depth, batches)
+    graph = view_graph(replace(engine, queue_depth=depth), views, basis.mean.tolist())
+    runner, finish = _Runner(graph, shards, _view_work(shards, settings), depth), _Finish(basis, settings)
+    try:
+        for _ in range(batches):
+            yield finish(*runner.next(finish.stream))
+    finally:
+        runner.close()
+
+
+def stage_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stage: Stage) -> Iterator[Ids]:
+    """For timing: `TrainFeed`'s batches, endlessly, done as far as `stage`; only their sample ids (N,) are given."""
+    if stage == "full":
+        with TrainFeed(shards, basis, settings) as feed:
+            while True:
+                yield next(feed).ids.numpy(force=True)
+    graph = train_graph(_engine(settings, settings.batch), stage)
+    runner = _Runner(graph, shards, _train_work(shards, basis, settings), settings.queue_depth)
+    try:
+        while True:
+            _, (_, tags) = runner.next(None)
+            yield np.array(tags.as_tensor())[:, 1]
+    finally:
+        runner.close()
+
+
+# ---- what to do -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A batch to be made: which samples, and what the graph wants to be fed. Its bytes are on their way into memory."""
+
+    epoch: int
+    step: int
+    ids: Ids
+    inputs: dict[str, TensorListCPU]
+    divisor: float
+
+
+def _train_work(
+    shards: ShardSet,
+    basis: Eigenbasis,
+    settings: FeedSettings,
+    start_epoch: int = 0,
+    start_step: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Generator[_Work]:
+    samples, steps = len(shards), steps_per_epoch(len(shards), settings.batch)
+    order = epoch_order(samples, settings.seed, start_epoch)
+    with ThreadPoolExecutor(1) as pool:  # an ImageNet's order takes a sixth of a second: have the next one ready
+        for epoch in count(start_epoch):
+            following = pool.submit(epoch_order, samples, settings.seed, epoch + 1)
+            for step in range(start_step if epoch == start_epoch else 0, steps):
+                ids = batch_ids(order, step, settings.batch, rank, ranks)
+                yield _training(shards, basis, settings, epoch, step, ids)
+            order = following.result()
+
+
+def _training(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, epoch: int, step: int, ids: Ids) -> _Work:
+    draws = draw(settings.seed, epoch, ids, settings.positions)
+    offsets, divisor = settings.lighting_at(epoch).colour(draws.normals, basis)
+    arrays = {
+        **_places(shards, ids, draws.left, draws.top, CROP),
+        "mirror": draws.mirror.astype(np.int32),
+        "mean": basis.mean.astype(np.float32) - offsets,
+        "std": np.full((len(ids), 3), divisor, np.float32),
+    }
+    return _Work(epoch, step, ids, _inputs(shards, ids, arrays), divisor)
+
+
+def _view_work(shards: ShardSet, settings: FeedSettings) -> Generator[_Work]:
+    for step, ids in enumerate(evaluation_batches(len(shards), settings.batch)):
+        nowhere = np.zeros_like(ids)
+        yield _Work(0, step, ids, _inputs(shards, ids, _places(shards, ids, nowhere, nowhere, STORED)), 1.0)
+
+
+def _places(shards: ShardSet, ids: Ids, left: Ids, top: Ids, crop: int) -> dict[str, NDArray[Any]]:
+    """`tags`, and where a square of `crop` pixels stands that is `left`, `top` into the central square."""
+    rows = shards.index[ids]
+    width, height = rows["width"].astype(np.int64), rows["height"].astype(np.int64)
+    return {
+        "tags": np.stack([rows["label"].astype(np.int64), ids], axis=1),
+        "x": crop_position(central_origin(width) + left, width, crop),
+        "y": crop_position(central_origin(height) + top, height, crop),
+    }
+
+
+def _inputs(shards: ShardSet, ids: Ids, arrays: dict[str, NDArray[Any]]) -> dict[str, TensorListCPU]:
+    """The encoded bytes and `arrays` as DALI's own type, which takes half the time that feed_input takes to make it."""
+    jpegs = [TensorCPU(jpeg) for jpeg in shards.jpegs(ids)]
+    _announce(np.array([jpeg.data_ptr() for jpeg in jpegs]), shards.index["size"][ids])
+    inputs = {name: TensorListCPU(array) for name, array in arrays.items()}
+    return {"jpeg": TensorListCPU(jpegs, contiguous=False), **inputs}
+
+
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def _announce(addresses: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
+    """Has the kernel read these parts of mapped files, and nothing else, while we do other work.
+
+    Without it a cold read pulls in the whole read-ahead window around each picture: measured, 23 times the bytes.
+    """
+    pages = addresses & -mmap.PAGESIZE
+    for page, length in zip(pages.tolist(), (addresses + sizes - pages).tolist(), strict=True):
+        _madvise(page, length, mmap.MADV_WILLNEED)  # advice: an error would not matter
+
+
+# ---- doing it ---------------------------------------------------------------------------------------------------
+
+
+def _engine(settings: FeedSettings, batch: int) -> Engine:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is cuda, but torch sees no CUDA device here; use --device cpu, or install a CUDA torch"
+        )
+    device_id = torch.cuda.current_device() if settings.device == "cuda" else None
+    return Engine(batch, settings.device, device_id, settings.threads, settings.queue_depth, settings.hw_decoder_load)
+
+
+class _Runner:
+    """Keeps `queue_depth` batches in a DALI pipeline, and knows which work each one that comes out was."""
+
+    def __init__(self, graph: Graph, shards: ShardSet, work: Generator[_Work], queue_depth: int) -> None:
+        self._graph: Graph | None = graph
+        self._shards, self._work = shards, work
+        self._announced: deque[_Work] = deque()
+        self._in_dali: deque[_Work] = deque()
+        for _ in range(queue_depth):
+            self._feed()
+        graph.pipeline.schedule_run()  # the first call starts as many as the queue is deep
+
+    def _feed(self) -> bool:
+        """Hands DALI the next batch; False where there is none."""
+        assert self._graph is not None
+        while len(self._announced) <= ANNOUNCED_AHEAD and (work := next(self._work, None)):
+            self._announced.append(work)
+        if not self._announced:
+            return False
+        work = self._announced.popleft()
+        for name in self._graph.inputs:
+            self._graph.pipeline.feed_input(name, work.inputs[name])
+        self._in_dali.append(work)
+        return True
+
+    def next(self, stream: torch.cuda.Stream | None) -> tuple[_Work, tuple[Any, Any]]:
+        """The oldest batch's work and outputs, once they are ready (or ordered on `stream`); starts another batch."""
+        if self._graph is None:
+            raise ValueError("this feed is closed; make another one")
+        try:
+            outputs = self._graph.pipeline.outputs(stream)
+        except RuntimeError as error:
+            work = self._in_dali[0]
+            self.close()
+            damaged = _damaged(self._shards, work.ids)
+            if not damaged:
+                error.add_note(f"in the batch of epoch {work.epoch}, step {work.step}, whose pictures Pillow decodes")
+                raise
+            names = "; ".join(damaged[:3]) + ("; ..." if len(damaged) > 3 else "")
+            raise ValueError(
+                f"{len(damaged)} of {len(work.ids)} pictures of epoch {work.epoch}, step {work.step} cannot be decoded:"
+                f" {names}; run make_shards again into a new folder, which quarantines such pictures"
+            ) from error
+        work = self._in_dali.popleft()
+        if self._feed():
+            self._graph.pipeline.schedule_run()
+        return work, outputs
+
+    def close(self) -> None:
+        self._graph = None  # the pipeline goes with its last reference, and stops its threads
+        self._work.close()
+
+
+def _damaged(shards: ShardSet, ids: Ids) -> list[str]:
+    """The pictures among `ids` that Pillow cannot decode either: where they are, and why."""
+    found = []
+    for sample_id, jpeg in zip(ids.tolist(), shards.jpegs(ids), strict=True):
+        try:
+            with Image.open(BytesIO(jpeg.tobytes())) as picture:
+                picture.load()
+            if not jpeg.tobytes().endswith(END_OF_JPEG):
+                raise ValueError("the end is missing")
+        except (OSError, ValueError, SyntaxError) as error:
+            found.append(f"{shards.where(sample_id)} ({error})")
+    return found
+
+
+class _Finish:
+    """Makes a Batch of a graph's outputs: into torch, and minus what the mean image has beyond the channel means.
+
+    That subtraction is done here, in place: as one more DALI operator it costs four times as much on the CPU.
+    """
+
+    def __init__(self, basis: Eigenbasis, settings: FeedSettings) -> None:
+        self.device = torch.device(settings.device)
+        # All of a GPU batch's work is on a stream of its own, so that waiting for it does not wait for the training.
+        self.stream = torch.cuda.Stream() if settings.device == "cuda" else None  # type: ignore[no-untyped-call]
+        residual = mean_of(basis, settings.mean) - mean_of(basis, "channel")
+        self._residual = torch.from_numpy(residual).to(self.device) if settings.mean == "image" else None
+        self._divided: dict[float, torch.Tensor] = {}
+
+    def __call__(self, work: _Work, outputs: tuple[Any, Any]) -> Batch:
+        dali_images, dali_tags = outputs
+        tags = np.array(dali_tags.as_tensor()).T.copy()
+        assert np.array_equal(tags[1], work.ids)
+        if self.stream is None:
+            images, (labels, ids) = from_dlpack(dali_images.as_tensor()), torch.from_numpy(tags)
+            if (residual := self._residual_for(work.divisor)) is not None:
+                pixels = images.numpy()
+                np.subtract(pixels, residual.numpy(), out=pixels)  # torch's threads would fight with DALI's for cores
+        else:
+            images, (labels, ids) = self._on_gpu(self.stream, dali_images, torch.from_numpy(tags), work.divisor)
+        return Batch(images, labels, ids, work.epoch, work.step)
+
+    def _on_gpu(
+        self, stream: torch.cuda.Stream, dali_images: Any, tags: torch.Tensor, divisor: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies into torch's own memory: DALI's is then given back in the order of `stream`, not when some kernel of
+        the trainer may still read it."""
+        with torch.cuda.stream(stream):
+            images = from_dlpack(dali_images.as_tensor())
+            residual = self._residual_for(divisor)
+            images = images.clone() if residual is None else images - residual
+            tags = tags.to(self.device, non_blocking=True)
+            ready = stream.record_event()
+        ready.synchronize()  # here, so that time spent in `next` is time waited for the input
+        for tensor in (images, tags):
+            tensor.record_stream(torch.cuda.current_stream())
+        return images, tags
+
+    def _residual_for(self, divisor: float) -> torch.Tensor | None:
+        if self._residual is None:
+            return None
+        if divisor not in self._divided:  # 1 + the lighting's coefficient, then 1: two at most
+            self._divided[divisor] = self._residual / divisor
+        return self._divided[divisor]

@@ -1,0 +1,93 @@
+"""How fast iterators give batches: images per second and CPU time, rivals in turn so that they share the weather.
+
+In comes a factory for each rival, which makes a fresh, endless iterator of batch sizes; out goes a `Rate` for each.
+CPU time is that of this process and its children, which holds on a shared machine where the clock on the wall does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of a rival's windows: median, least and greatest img/s; median CPU milliseconds per image and cores in use; and
+    the img/s of each round, to compare with a rival's of the same round."""
+
+    img_s: float
+    img_s_min: float
+    img_s_max: float
+    cpu_ms_per_img: float
+    cores_used: float
+    rounds_img_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Window:
+    images: int
+    wall_s: float
+    cpu_s: float
+
+
+def measure_rates(
+    factories: Mapping[str, Callable[[], Iterator[int]]],
+    seconds: float,
+    rounds: int,
+    progress: Callable[[int], None] = lambda _: None,
+    discard: int = 3,
+) -> dict[str, Rate]:
+    """Measures every rival for a window of `seconds` in each of `rounds` rounds; `progress` counts windows.
+
+    The first `discard` batches of a window do not count: choose the queue's depth plus one, since these were made while
+    nobody looked. Iterators that can be closed are closed after their window.
+    """
+    windows: dict[str, list[_Window]] = {name: [] for name in factories}
+    for _ in range(rounds):
+        for name, factory in factories.items():
+            windows[name].append(_measure(factory(), seconds, discard))
+            progress(1)
+    return {name: _rate(those) for name, those in windows.items()}
+
+
+def _measure(sizes: Iterator[int], seconds: float, discard: int) -> _Window:
+    try:
+        for _ in range(discard):
+            next(sizes)
+        images, cpu_s, start_s = 0, _cpu_by_process(), time.perf_counter()
+        while (wall_s := time.perf_counter() - start_s) < seconds:
+            images += next(sizes)
+        used_s = sum(now_s - cpu_s.get(pid, 0.0) for pid, now_s in _cpu_by_process().items())
+        return _Window(images, wall_s, used_s)
+    finally:
+        if close := getattr(sizes, "close", None):
+            close()
+
+
+def _cpu_by_process() -> dict[int, float]:
+    """CPU seconds so far, user and system, of this process and each of its living children."""
+    this = psutil.Process()
+    seconds = {}
+    for process in (this, *this.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue  # it ended between being listed and being asked
+        seconds[process.pid] = times.user + times.system
+    return seconds
+
+
+def _rate(windows: list[_Window]) -> Rate:
+    per_s = [window.images / window.wall_s for window in windows]
+    return Rate(
+        img_s=median(per_s),
+        img_s_min=min(per_s),
+        img_s_max=max(per_s),
+        cpu_ms_per_img=median(1000 * window.cpu_s / window.images for window in windows),
+        cores_used=median(window.cpu_s / window.wall_s for window in windows),
+        rounds_img_s=tuple(per_s),
+    )

@@ -1,0 +1,70 @@
+"""A tiny shard set for tests: drawn pictures of several shapes, and its eigenbasis."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipeline import eigenbasis
+from pipeline.eigenbasis import Eigenbasis
+from pipeline.shards import ClassName, Manifest, Sample, ShardSet, open_shards, publish, write_shard
+
+SIZES = [(256, 256), (341, 256), (256, 384), (300, 256), (256, 257), (257, 256), (512, 256)]
+CLASSES = 5
+
+
+def drawn_jpeg(number: int, width: int, height: int) -> bytes:
+    """A picture of smooth colours and hard edges, 4:2:0, unlike any other number's."""
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(picture)
+    for _ in range(8):
+        x, y = int(rng.integers(width)), int(rng.integers(height))
+        pen.ellipse((x, y, x + 60, y + 40), fill=tuple(rng.integers(0, 256, 3).tolist()))
+    return jpeg_of(picture)
+
+
+def jpeg_of(picture: Image.Image) -> bytes:
+    """Encodes as the sharder does: baseline, 4:2:0."""
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=90, subsampling="4:2:0")
+    return file.getvalue()
+
+
+def sample(number: int, jpeg: bytes | None = None) -> Sample:
+    """Sample `number`, with other bytes than its picture's if given."""
+    width, height = SIZES[number % len(SIZES)]
+    return Sample(f"drawn_{number:04d}", number % CLASSES, jpeg or drawn_jpeg(number, width, height), width, height)
+
+
+def write_set(folder: Path, samples: list[Sample], shard_samples: int = 10) -> ShardSet:
+    """Writes and opens a shard set."""
+    records, parts = [], []
+    for shard, start in enumerate(range(0, len(samples), shard_samples)):
+        record, rows = write_shard(folder, f"train-{shard:06d}", samples[start : start + shard_samples])
+        rows["shard"] = shard
+        records.append(record)
+        parts.append(rows)
+    classes = tuple(ClassName(f"n{label:08d}", f"class {label}") for label in range(CLASSES))
+
+    def manifest_of(index_sha256: str) -> Manifest:
+        return Manifest("train", len(samples), classes, tuple(records), index_sha256, {}, {}, ())
+
+    publish(folder, manifest_of, np.concatenate(parts))
+    return open_shards(folder)
+
+
+def basis_of(shards: ShardSet) -> Eigenbasis:
+    """The set's own eigenbasis."""
+    return eigenbasis.measure(shards, 1, lambda _: None)
+
+
+def decoded(shards: ShardSet, sample_id: int) -> np.ndarray:
+    """A sample's pixels (H, W, 3) uint8, by Pillow."""
+    (jpeg,) = shards.jpegs(np.array([sample_id]))
+    with Image.open(BytesIO(jpeg.tobytes())) as picture:
+        return np.asarray(picture)
