@@ -62,6 +62,7 @@ class Recorder:
 
     def hooks(self, trainer: Trainer) -> Hooks:
         """The hooks of a loop."""
+
         def on_step(images: int, times: object) -> None:
             self.steps += 1
 
