@@ -143,7 +143,7 @@ def _action(verdict: str, supply: float, demand: float) -> str:
     if verdict == "compute-bound":
         return f"the feed has {supply / demand:.1f} times what training takes: only a faster step trains faster"
     if verdict == "contention":
-        return "feed and trainer share cores: lower --threads, or train where the steps do not need the host's cores"
+        return "feed and trainer take each other's cores: give the host more of them, or train on a GPU"
     return _ACTIONS[verdict.removeprefix("input-bound: ")]
 
 

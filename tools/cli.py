@@ -43,14 +43,15 @@ def _one_line(error: Exception) -> str:
 class Progress:
     """Progress of long work on stderr, with rate and remaining time: a bar on a terminal, plain lines elsewhere.
 
-    Used as a context manager; calling it with `n` counts n more units done. `note` is shown behind the rate.
+    Used as a context manager; calling it with `n` counts n more units done. `note` is shown behind the rate. Without a
+    `total` there is no remaining time, and nothing is said of work that turned out to be none.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "img", done: int = 0) -> None:
+    def __init__(self, what: str, total: int | None, unit: str = "img", done: int = 0) -> None:
         self.what, self.total, self.unit, self.note = what, total, unit, ""
         self.done = self.done_before = done
         self.started_s = self.printed_s = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit) if sys.stderr.isatty() else None
+        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit, delay=0.5) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Progress:
         return self
@@ -58,7 +59,7 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif error is None:
+        elif error is None and self.done > self.done_before:
             self._print_line()
 
     def __call__(self, n: int) -> None:
@@ -77,12 +78,13 @@ class Progress:
     def _print_line(self) -> None:
         self.printed_s = time.monotonic()
         rate = (self.done - self.done_before) / max(self.printed_s - self.started_s, 1e-9)
-        left_s = f", {(self.total - self.done) / rate:,.0f} s left" if rate and self.done < self.total else ""
-        note = f", {self.note}" if self.note else ""
-        print(
-            f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s{left_s}{note}",
-            file=sys.stderr,
-        )
+        line = f"{self.what}: {self.done:,}"
+        if self.total is not None:
+            line += f" of {self.total:,}"
+        line += f" {self.unit}, {rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s"
+        if self.total is not None and 0 < self.done < self.total and rate:
+            line += f", {(self.total - self.done) / rate:,.0f} s left"
+        print(f"{line}, {self.note}" if self.note else line, file=sys.stderr)
 
 
 def write_json(path: Path | None, record: dict[str, Any]) -> None:

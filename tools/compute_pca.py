@@ -29,7 +29,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.workers < 1:
         raise ValueError(f"--workers {args.workers}, expected at least 1")
-    shards = open_shards(args.shards)
+    with Progress("hashing tars", None, "B") as hashing:
+        shards = open_shards(args.shards, hashing)
     with Progress("eigenbasis", len(shards)) as progress:
         basis = eigenbasis.measure(shards, args.workers, progress)
     warnings = eigenbasis.check(basis)

@@ -125,7 +125,7 @@ def resolve(args: argparse.Namespace) -> Job:
     rules = replace(recipe.recipe(args.recipe), rate_scale=args.rate_scale)
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its rates by the validation error; add --val SHARDS")
-    with Progress("checking shards", 0, "B") as progress:
+    with Progress("hashing tars", None, "B") as progress:
         shards = open_shards(args.shards, progress)
         val = open_shards(args.val, progress) if args.val else None
     if val is not None and val.manifest.classes != shards.manifest.classes:

@@ -1,0 +1,45 @@
+"""The README's words against what is there: its tree, its make targets, its tools and their options."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tree_names_every_room_and_no_other():
+    listed = set(re.findall(r"^((?:pipeline|model)/\w+\.py) ", README, flags=re.MULTILINE))
+    there = {str(path.relative_to(ROOT)) for room in ("pipeline", "model") for path in (ROOT / room).glob("*.py")}
+    assert listed == {name for name in there if not name.endswith("__init__.py")}
+
+
+def test_the_tree_names_every_tool():
+    line = next(line for line in README.splitlines() if line.startswith("tools/ "))
+    assert {path.stem for path in (ROOT / "tools").glob("*.py")} - {"cli"} == set(re.findall(r"\w+", line)[1:-4])
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z-]+)", README))
+    assert {"train", "test"} <= named <= targets
+
+
+def test_every_command_that_is_shown_has_its_options():
+    """Each `python tools/x.py ... --option` in the README: the tool's help knows the option."""
+    commands = re.findall(r"python tools/(\w+)\.py([^\n`|]*)", README)
+    assert {name for name, _ in commands} >= {"make_shards", "compute_pca", "bench_loader", "train", "evaluate"}
+    for name in {name for name, _ in commands}:
+        shown = {option for other, rest in commands if other == name for option in re.findall(r"--[a-z-]+", rest)}
+        command = [sys.executable, ROOT / "tools" / f"{name}.py", "--help"]
+        environment = {"PYTHONPATH": str(ROOT)}
+        help_text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert shown <= set(re.findall(r"--[a-z-]+", help_text)), name
+
+
+def test_every_file_that_is_linked_is_there():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
