@@ -45,7 +45,7 @@ sample: $(READY) ## drawn pictures in ILSVRC2012's own files, in data/sample (no
 
 shards: sample ## shard sets of train and val, and the eigenbasis
 	$(BIN)/python tools/make_shards.py $(SOURCE) $(SHARDS) --workers $(WORKERS) $(SHARD_OPTIONS)
-	test -f $(SHARDS)/train/eigenbasis.json || $(BIN)/python tools/compute_pca.py $(SHARDS)/train --workers $(WORKERS)
+	@test -f $(SHARDS)/train/eigenbasis.json || $(BIN)/python tools/compute_pca.py $(SHARDS)/train --workers $(WORKERS)
 
 train: shards ## the whole road: sample, shards, eigenbasis, training, stall report
 	$(BIN)/python tools/train.py $(SHARDS)/train --val $(SHARDS)/val --run $(RUN) --resume $(TRAIN_OPTIONS)

@@ -90,10 +90,21 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def all_in(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, by updates, which their names sort by."""
+    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+
+
 def latest(folder: Path) -> Path | None:
-    """The checkpoint of most updates in `folder`, None where there is none. Names sort by updates."""
-    found = sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
-    return found[-1] if found else None
+    """The checkpoint of most updates in `folder`, None where there is none."""
+    return next(reversed(all_in(folder)), None)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the last `keep` checkpoints; the whole network's takes half a gigabyte."""
+    assert keep > 0
+    for path in all_in(folder)[:-keep]:
+        shutil.rmtree(path)
 
 
 def name_of(state: TrainState) -> str:

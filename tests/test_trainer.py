@@ -269,6 +269,14 @@ def test_a_save_that_fails_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert latest(tmp_path) is None
 
 
+def test_pruning_keeps_the_last_checkpoints(whole, tmp_path: Path):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    before = checkpoint.all_in(tmp_path)
+    checkpoint.prune(tmp_path, 2)
+    assert checkpoint.all_in(tmp_path) == before[-2:]
+    assert len(before) == EPOCHS
+
+
 def test_a_run_folder_is_not_used_twice_by_mistake(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     config = {"must_match": {"batch": 128, "recipe": asdict(SOURCE2012)}}

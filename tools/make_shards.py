@@ -68,6 +68,7 @@ def main() -> int:
         limit = args.max_quarantine
         if limit is None:
             limit = max(QUARANTINE_FLOOR, int(QUARANTINE_SHARE * len(listing.items)))
+        whole = (args.out / split).exists()  # then it is checked, not made
         started_s = time.monotonic()
         try:
             with Progress(f"sharding {split}", len(listing.items)) as progress:
@@ -75,19 +76,18 @@ def main() -> int:
         except OverQuarantine as error:
             print(f"make_shards.py: {error}", file=sys.stderr)
             return 1
-        record[split] = report(manifest, args.out / split, time.monotonic() - started_s, args.workers)
+        took_s = None if whole else time.monotonic() - started_s
+        record[split] = report(manifest, args.out / split, took_s, args.workers)
     write_json(args.json, record)
     return 0
 
 
-def report(manifest: Manifest, folder: Path, took_s: float, workers: int) -> dict[str, object]:
-    """Prints what became of a split; returns the same for `--json`."""
+def report(manifest: Manifest, folder: Path, took_s: float | None, workers: int) -> dict[str, object]:
+    """Prints what became of a split, which took `took_s` (None: it was there); returns the same for `--json`."""
     total = sum(shard.bytes for shard in manifest.shards)
-    rate = manifest.samples / took_s
-    print(
-        f"{folder}: {manifest.samples:,} samples in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB;"
-        f" {took_s:.1f} s, {rate:,.0f} img/s ({rate / workers:,.0f} a worker)"
-    )
+    rate = manifest.samples / took_s if took_s else None
+    how = f"{took_s:.1f} s, {rate:,.0f} img/s ({rate / workers:,.0f} a worker)" if rate else "there already and whole"
+    print(f"{folder}: {manifest.samples:,} samples in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB; {how}")
     for entry in manifest.quarantined:
         print(f"  quarantined {entry.key}: {entry.reason}")
     return {

@@ -41,6 +41,7 @@ from pipeline.rates import measure_rates
 from pipeline.shards import ShardSet, open_shards
 
 REPLAYED = 4  # batches: enough that none stays in a processor's cache
+KEPT = 3  # checkpoints: the last one, and two to go back to
 ROUNDS = 2  # of the feed's stages in turn
 
 
@@ -208,6 +209,7 @@ def train(job: Job, model: AlexNet, optimizer: Momentum2012, state: TrainState, 
     def save(state: TrainState) -> None:
         path = job.folder.checkpoints / checkpoint.name_of(state)
         checkpoint.save(path, model, optimizer, state, job.loop.seed)
+        checkpoint.prune(job.folder.checkpoints, KEPT)
 
     batch, updates = job.feed.batch, job.loop.updates
     previous = signal.signal(signal.SIGTERM, stop)
