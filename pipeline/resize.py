@@ -74,7 +74,7 @@ def decode(data: bytes, short_side: int) -> np.ndarray:
             if image.format == "JPEG":
                 scale = short_side / min(width, height)
                 image.draft(None, (round(width * scale), round(height * scale)))
-            return np.array(_to_rgb(image))
+            return np.array(image if image.mode == "RGB" else _to_rgb(image))  # convert would copy RGB too
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever malformed bytes lead them to

@@ -25,7 +25,9 @@ import torch
 from pipeline.order import epoch_order
 from pipeline.resize import ResizeSettings, Undecodable, library_versions, transcode
 from pipeline.shards import (
+    INDEX,
     INDEX_DTYPE,
+    MANIFEST,
     Manifest,
     Quarantined,
     Sample,
@@ -33,9 +35,11 @@ from pipeline.shards import (
     open_shards,
     publish,
     published,
+    read_index,
     write_shard,
 )
 from pipeline.sources import Item, ItemReader, Listing
+from pipeline.verify import verify
 
 PLAN = "plan.json"
 LOCK = "lock"
@@ -111,7 +115,7 @@ def make_split(
     with _locked(work):
         _begin(work, wanted)
         jobs = plan(listing, settings, work)
-        with _executor(workers) as executor:
+        with executor_of(workers) as executor:
             results = run_jobs(jobs, executor, progress)
         quarantined = sorted((q for r in results for q in r.quarantined), key=lambda q: q.key)
         if len(quarantined) > quarantine_limit:
@@ -124,6 +128,56 @@ def make_split(
         work.rename(final)
         (final / LOCK).unlink()
     return manifest
+
+
+def repair_split(
+    listing: Listing,
+    out: Path,
+    settings: ShardSettings,
+    workers: int,
+    quarantine_limit: int,
+    progress: Callable[[int], None],
+) -> Manifest:
+    """Rebuilds what is damaged or missing of `out`/SPLIT from its source, byte for byte as it was.
+
+    Shards without a fault are taken over; all are rebuilt where manifest or index are gone. From then on the work is
+    that of an interrupted run, which `make_split` finishes, and so is this after a crash. Raises as `make_split`.
+    """
+    final, work = out / listing.split, out / f"{listing.split}.unfinished"
+    if final.exists():
+        wanted = {"settings": settings.record(), "source": listing.record()}
+        with executor_of(workers) as executor:
+            faults = verify(final, False, executor, ignore)
+        faulty = {Path(fault.file).stem for fault in faults}
+        if Path(MANIFEST).stem not in faulty:
+            manifest = Manifest.from_json((final / MANIFEST).read_text(), final / MANIFEST)
+            if difference := _difference({"settings": manifest.settings, "source": manifest.source}, wanted):
+                raise ValueError(f"{final}: made otherwise ({difference}); repair it with the same source and settings")
+            if not faults:
+                progress(len(listing.items))
+                return manifest
+            if Path(INDEX).stem not in faulty:
+                _note_sound_shards(final, manifest, plan(listing, settings, final), faulty)
+        final.rename(work)
+        (work / MANIFEST).unlink(missing_ok=True)
+    return make_split(listing, out, settings, workers, quarantine_limit, progress)
+
+
+def _note_sound_shards(folder: Path, manifest: Manifest, jobs: Sequence[ShardJob], faulty: set[str]) -> None:
+    """Leaves beside every shard without a fault the note that the job which wrote it left."""
+    index = read_index(folder, manifest)
+    reasons = {entry.key: entry for entry in manifest.quarantined}
+    for number, (job, record) in enumerate(zip(jobs, manifest.shards, strict=True)):
+        if job.name in faulty:
+            continue
+        rows = index[index["shard"] == number].copy()
+        rows["shard"] = 0
+        missing = [reasons[item.key] for item in job.items if item.key in reasons]
+        _note(job, ShardResult(record, [list(row) for row in rows.tolist()], missing))
+
+
+def ignore(n: int) -> None:
+    """Progress that nobody watches."""
 
 
 def run_jobs(jobs: Sequence[ShardJob], executor: Executor | None, progress: Callable[[int], None]) -> list[ShardResult]:
@@ -165,9 +219,13 @@ def write_job(job: ShardJob) -> ShardResult:
     quarantined: list[Quarantined] = []
     record, rows = write_shard(job.folder, job.name, _samples(job, quarantined))
     result = ShardResult(record, [list(row) for row in rows.tolist()], quarantined)
+    _note(job, result)
+    return result
+
+
+def _note(job: ShardJob, result: ShardResult) -> None:
     with published(_note_path(job)) as file:
         file.write(json.dumps(asdict(result)).encode())
-    return result
 
 
 def _samples(job: ShardJob, quarantined: list[Quarantined]) -> Iterator[Sample]:
@@ -199,7 +257,7 @@ def _read_note(job: ShardJob) -> ShardResult | None:
 
 
 @contextmanager
-def _executor(workers: int) -> Iterator[Executor | None]:
+def executor_of(workers: int) -> Iterator[Executor | None]:
     """`workers` processes, or None for one: the caller's own."""
     if workers == 1:
         yield None

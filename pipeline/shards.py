@@ -17,7 +17,8 @@ import json
 import mmap
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from typing import IO, Any
 
 import numpy as np
 
-FORMAT = "alexnet-pipeline shards, version 1"
+FORMAT = "alexnet-pipeline shards, version 2"
 MANIFEST = "manifest.json"
 INDEX = "index.npy"
 SEALED_NS = 1_348_963_200 * 10**9  # 30 September 2012: the time of change of a tar that is as it was when hashed
@@ -41,6 +42,7 @@ INDEX_DTYPE = np.dtype(
         ("label", "<i4"),  # class index: position of the wnid in sorted order
         ("width", "<u2"),  # pixels
         ("height", "<u2"),
+        ("crc32", "<u4"),  # of the JPEG, so that verify can name the sample that a fault is in
     ]
 )
 
@@ -98,8 +100,9 @@ class Manifest:
     quarantined: tuple[Quarantined, ...]
 
     def to_json(self) -> str:
-        """The file's text, the same for equal manifests."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        """The file's text, the same for equal manifests; its last field is the hash of the others."""
+        fields = {"format": FORMAT, **asdict(self)}
+        return json.dumps({**fields, "sha256": _json_sha256(fields)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Manifest:
@@ -108,6 +111,8 @@ class Manifest:
             fields = json.loads(text)
             if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
+            if fields.pop("sha256") != _json_sha256({"format": FORMAT, **fields}):
+                raise ValueError("its text is not the one that its own sha256 was taken of")
             fields["classes"] = tuple(ClassName(**entry) for entry in fields["classes"])
             fields["shards"] = tuple(ShardRecord(**entry) for entry in fields["shards"])
             fields["quarantined"] = tuple(Quarantined(**entry) for entry in fields["quarantined"])
@@ -116,6 +121,10 @@ class Manifest:
             raise ValueError(
                 f"{path}: not a shard set's manifest ({error}); run make_shards into a new folder"
             ) from error
+
+
+def _json_sha256(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
@@ -156,33 +165,55 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[Sha
 
     Takes samples one at a time, so memory does not grow with the shard.
     """
-    rows: list[tuple[int, int, int, int, int, int]] = []
-    idx_lines: list[str] = []
+    rows: list[tuple[int, ...]] = []
+    keys: list[str] = []
     with published(folder / f"{name}.tar") as file:
         hashing = _HashingFile(file)
         with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
             for sample in samples:
                 offset = _add(tar, f"{sample.key}.jpg", sample.jpeg)
-                label = str(sample.label).encode()
-                label_offset = _add(tar, f"{sample.key}.cls", label)
-                rows.append((0, offset, len(sample.jpeg), sample.label, sample.width, sample.height))
-                jpg, cls = f"{sample.key}.jpg", f"{sample.key}.cls"
-                idx_lines.append(f"jpg {offset} {len(sample.jpeg)} {jpg} cls {label_offset} {len(label)} {cls}\n")
+                _add(tar, f"{sample.key}.cls", str(sample.label).encode())
+                crc = zlib.crc32(sample.jpeg)
+                rows.append((0, offset, len(sample.jpeg), sample.label, sample.width, sample.height, crc))
+                keys.append(sample.key)
     _seal(folder / f"{name}.tar")
+    index = np.array(rows, dtype=INDEX_DTYPE)
     with published(folder / f"{name}.idx") as file:
-        file.write((f"v1.2 {len(idx_lines)}\n" + "".join(idx_lines)).encode())
-    record = ShardRecord(f"{name}.tar", len(rows), hashing.bytes, hashing.hash.hexdigest())
-    return record, np.array(rows, dtype=INDEX_DTYPE)
+        file.write(dali_index(keys, index))
+    return ShardRecord(f"{name}.tar", len(rows), hashing.bytes, hashing.hash.hexdigest()), index
+
+
+def dali_index(keys: Sequence[str], rows: np.ndarray) -> bytes:
+    """The text of DALI's index v1.2 for a tar that holds the samples `keys` at `rows` (INDEX_DTYPE)."""
+    lines = [f"v1.2 {len(keys)}\n"]
+    for key, offset, size, label in zip(keys, rows["offset"], rows["size"], rows["label"], strict=True):
+        label_offset = offset + padded(size) + tarfile.BLOCKSIZE
+        lines.append(f"jpg {offset} {size} {key}.jpg cls {label_offset} {len(str(label))} {key}.cls\n")
+    return "".join(lines).encode()
+
+
+def padded(size: int) -> int:
+    """The room that `size` bytes take in a tar: whole blocks of 512."""
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The 512 bytes before a member's data."""
+    return _tar_info(name, size).tobuf(tarfile.USTAR_FORMAT)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     """Appends a member with fixed metadata; returns the offset of its first data byte."""
+    offset = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(_tar_info(name, len(data)), BytesIO(data))
+    return offset
+
+
+def _tar_info(name: str, size: int) -> tarfile.TarInfo:
     assert len(name) <= 100 and " " not in name, name
     info = tarfile.TarInfo(name)  # mtime, uid, gid are 0 unless set
-    info.size, info.mode = len(data), 0o644
-    offset = tar.offset + tarfile.BLOCKSIZE
-    tar.addfile(info, BytesIO(data))
-    return offset
+    info.size, info.mode = size, 0o644
+    return info
 
 
 def publish(folder: Path, manifest_of: Callable[[str], Manifest], index: np.ndarray) -> Manifest:
@@ -266,12 +297,13 @@ def open_shards(folder: Path, progress: Progress = lambda n: None) -> ShardSet:
         raise ValueError(f"{folder}: no {MANIFEST} here, so not a shard set; {hint}")
     text = path.read_bytes()
     manifest = Manifest.from_json(text.decode(errors="replace"), path)
-    index = _read_index(folder, manifest)
+    index = read_index(folder, manifest)
     _check_tars(folder, manifest, progress)
     return ShardSet(folder, manifest, index, hashlib.sha256(text).hexdigest())
 
 
-def _read_index(folder: Path, manifest: Manifest) -> np.ndarray:
+def read_index(folder: Path, manifest: Manifest) -> np.ndarray:
+    """index.npy, checked against the manifest; ValueError where it is missing or changed."""
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(f"{path}: missing, though {MANIFEST} names it; run make_shards again")

@@ -213,3 +213,17 @@ def test_help_describes_every_tool():
     for path in sorted((ROOT / "tools").glob("*.py")):
         if path.stem != "cli":
             assert "usage:" in ran(tool(path.stem, "--help"))
+
+
+def test_verify_names_a_fault_and_repair_mends_it(road: Path, tmp_path: Path):
+    """Without a fault 0, with one 1; after --repair from the source 0 again."""
+    shards = shutil.copytree(road / "shards", tmp_path / "shards")
+    assert ran(tool("make_shards", shards, "--verify", "--deep")).count("as it was written") == 2
+    with (shards / "train" / "train-000001.tar").open("r+b") as file:
+        file.seek(4000)
+        file.write(b"changed")
+    out = ran(tool("make_shards", shards, "--verify", "--json", tmp_path / "v.json"), code=1)
+    assert "the picture's bytes changed" in out
+    assert len(json.loads((tmp_path / "v.json").read_text())["train"]) == 1
+    ran(tool("make_shards", road / "sample", shards, "--repair", "--shard-samples", 20))
+    ran(tool("make_shards", shards, "--verify"))
