@@ -56,7 +56,10 @@ class TrainState:
 
 
 def save(path: Path, model: AlexNet, optimizer: Momentum2012, state: TrainState, seed: int) -> None:
-    """Writes a checkpoint under `path`, which appears when whole: temporary folder, fsync, rename."""
+    """Writes a checkpoint under `path`, which appears when whole: temporary folder, fsync, rename. One that is there
+    already, of the same step of the same run, is left as it is."""
+    if path.exists():
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -72,8 +75,6 @@ def save(path: Path, model: AlexNet, optimizer: Momentum2012, state: TrainState,
     (temporary / STATE).write_text(json.dumps(record, indent=1) + "\n")
     for entry in (*temporary.iterdir(), temporary):
         _fsync(entry)
-    if path.exists():  # the same step again, after a resume: the same bytes
-        shutil.rmtree(path)
     temporary.rename(path)
     _fsync(path.parent)
 

@@ -28,8 +28,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy import io as matlab
 
 from pipeline.drawing import MAX_CLASSES, class_words, draw
+from pipeline.sources import DEVKIT, TRAIN_TAR, VAL_TAR
 
-TRAIN_TAR, VAL_TAR, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 RECORD = "sample.json"
 FORMAT = 1  # of the pictures and the files; raise it when the same settings come to mean other bytes
 
