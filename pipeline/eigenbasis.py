@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.shards import ShardSet, open_shards, published
+from pipeline.workers import executor_of, in_order
 
 PIXEL_SCALE = 255
 SIDE = 256
@@ -107,31 +107,25 @@ def eigenbasis_of(moments: Moments, manifest_sha256: str) -> Eigenbasis:
 def measure(shards: ShardSet, workers: int, progress: Callable[[int], None]) -> Eigenbasis:
     """Decodes the whole set with `workers` processes (1: in this one); `progress` counts pictures."""
     chunks = [np.arange(start, min(start + CHUNK, len(shards))) for start in range(0, len(shards), CHUNK)]
-    if workers == 1:
-        return eigenbasis_of(
-            _gather(map(_chunk_moments, repeat(shards.folder), chunks), progress), shards.manifest_sha256
-        )
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        parts = pool.map(_chunk_moments, repeat(shards.folder), chunks)
-        return eigenbasis_of(_gather(parts, progress), shards.manifest_sha256)
-
-
-def _gather(parts: Iterable[Moments], progress: Callable[[int], None]) -> Moments:
     total = moments_of([])
-    for part in parts:
-        total = total + part
-        progress(part.pictures)
-    return total
+    with executor_of(workers, __name__) as executor:
+        which = repeat(shards.folder), repeat(shards.manifest_sha256)
+        for part in in_order(executor, _chunk_moments, *which, chunks):
+            total = total + part
+            progress(part.pictures)
+    return eigenbasis_of(total, shards.manifest_sha256)
 
 
-_opened: dict[Path, ShardSet] = {}  # one open set per worker process
+def _chunk_moments(folder: Path, manifest_sha256: str, ids: np.ndarray) -> Moments:
+    return moments_of(_decode(jpeg) for jpeg in _opened(folder, manifest_sha256).jpegs(ids))
 
 
-def _chunk_moments(folder: Path, ids: np.ndarray) -> Moments:
-    if folder not in _opened:
-        _opened[folder] = open_shards(folder)
-    shards = _opened[folder]
-    return moments_of(_decode(jpeg) for jpeg in shards.jpegs(ids))
+@lru_cache(maxsize=1)  # a worker opens the set once
+def _opened(folder: Path, manifest_sha256: str) -> ShardSet:
+    shards = open_shards(folder)
+    if shards.manifest_sha256 != manifest_sha256:
+        raise ValueError(f"{folder}: made anew while it was read; run the same command again")
+    return shards
 
 
 def _decode(jpeg: np.ndarray) -> np.ndarray:

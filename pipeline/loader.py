@@ -173,6 +173,11 @@ def stage_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stag
         runner.close()
 
 
+def stage_sizes(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stage: Stage) -> Iterator[int]:
+    """Batch sizes of `stage_feed`, which is what `measure_rates` counts."""
+    return (len(ids) for ids in stage_feed(shards, basis, settings, stage))
+
+
 # ---- what to do -------------------------------------------------------------------------------------------------
 
 

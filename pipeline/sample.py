@@ -14,12 +14,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import multiprocessing
 import tarfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from scipy import io as matlab
 
 from pipeline.drawing import MAX_CLASSES, class_words, draw
 from pipeline.sources import DEVKIT, TRAIN_TAR, VAL_TAR
+from pipeline.workers import executor_of, in_order
 
 RECORD = "sample.json"
 FORMAT = 1  # of the pictures and the files; raise it when the same settings come to mean other bytes
@@ -104,8 +103,9 @@ def make_sample(out: Path, settings: SampleSettings, workers: int, progress: Cal
     wnids = class_wnids(settings)
 
     val_files: list[list[bytes]] = []
-    with _open_tar(partial[TRAIN_TAR]) as train_tar, _map_classes(workers) as map_classes:
-        for label, (class_tar, val_of_class) in enumerate(map_classes(settings)):
+    with _open_tar(partial[TRAIN_TAR]) as train_tar, executor_of(workers, __name__) as executor:
+        drawn = in_order(executor, _draw_class, repeat(settings), range(settings.classes))
+        for label, (class_tar, val_of_class) in enumerate(drawn):
             _add(train_tar, f"{wnids[label]}.tar", class_tar)
             val_files.append(val_of_class)
             progress(settings.train_images + settings.val_images)
@@ -150,16 +150,6 @@ def contact_sheet(settings: SampleSettings, columns: int = 8, tile: int = 112) -
 
 
 # --- pictures to files -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _map_classes(workers: int) -> Iterator[Callable[[SampleSettings], Iterator[tuple[bytes, list[bytes]]]]]:
-    """Gives the function that draws all classes in order, in this process or in `workers` new ones."""
-    if workers == 1:
-        yield lambda settings: (_draw_class(settings, label) for label in range(settings.classes))
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda settings: pool.map(_draw_class, [settings] * settings.classes, range(settings.classes))
 
 
 def _draw_class(settings: SampleSettings, label: int) -> tuple[bytes, list[bytes]]:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,12 @@ from pipeline.shards import (
     publish,
     published,
     read_index,
+    rows_by_shard,
     write_shard,
 )
 from pipeline.sources import Item, ItemReader, Listing
 from pipeline.verify import verify
+from pipeline.workers import executor_of, ignore
 
 PLAN = "plan.json"
 LOCK = "lock"
@@ -115,7 +116,7 @@ def make_split(
     with _locked(work):
         _begin(work, wanted)
         jobs = plan(listing, settings, work)
-        with executor_of(workers) as executor:
+        with executor_of(workers, __name__) as executor:
             results = run_jobs(jobs, executor, progress)
         quarantined = sorted((q for r in results for q in r.quarantined), key=lambda q: q.key)
         if len(quarantined) > quarantine_limit:
@@ -146,7 +147,7 @@ def repair_split(
     final, work = out / listing.split, out / f"{listing.split}.unfinished"
     if final.exists():
         wanted = {"settings": settings.record(), "source": listing.record()}
-        with executor_of(workers) as executor:
+        with executor_of(workers, __name__) as executor:
             faults = verify(final, False, executor, ignore)
         faulty = {Path(fault.file).stem for fault in faults}
         if Path(MANIFEST).stem not in faulty:
@@ -165,19 +166,14 @@ def repair_split(
 
 def _note_sound_shards(folder: Path, manifest: Manifest, jobs: Sequence[ShardJob], faulty: set[str]) -> None:
     """Leaves beside every shard without a fault the note that the job which wrote it left."""
-    index = read_index(folder, manifest)
+    parts = rows_by_shard(read_index(folder, manifest), manifest)
     reasons = {entry.key: entry for entry in manifest.quarantined}
-    for number, (job, record) in enumerate(zip(jobs, manifest.shards, strict=True)):
+    for job, record, rows in zip(jobs, manifest.shards, parts, strict=True):
         if job.name in faulty:
             continue
-        rows = index[index["shard"] == number].copy()
         rows["shard"] = 0
         missing = [reasons[item.key] for item in job.items if item.key in reasons]
         _note(job, ShardResult(record, [list(row) for row in rows.tolist()], missing))
-
-
-def ignore(n: int) -> None:
-    """Progress that nobody watches."""
 
 
 def run_jobs(jobs: Sequence[ShardJob], executor: Executor | None, progress: Callable[[int], None]) -> list[ShardResult]:
@@ -254,19 +250,6 @@ def _read_note(job: ShardJob) -> ShardResult | None:
     if not tar.is_file() or tar.stat().st_size != record.bytes or not tar.with_suffix(".idx").is_file():
         return None
     return ShardResult(record, fields["rows"], [Quarantined(**q) for q in fields["quarantined"]])
-
-
-@contextmanager
-def executor_of(workers: int) -> Iterator[Executor | None]:
-    """`workers` processes, or None for one: the caller's own."""
-    if workers == 1:
-        yield None
-        return
-    # forkserver: workers share the pages of the libraries, which a fork of this (threaded) process could not do safely
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.sharder"])
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield pool
 
 
 @contextmanager

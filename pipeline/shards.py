@@ -315,6 +315,11 @@ def read_index(folder: Path, manifest: Manifest) -> np.ndarray:
     return index
 
 
+def rows_by_shard(index: np.ndarray, manifest: Manifest) -> list[np.ndarray]:
+    """The index cut into one part per shard, in which order it is written."""
+    return np.split(index, np.searchsorted(index["shard"], range(1, len(manifest.shards))))
+
+
 def _check_tars(folder: Path, manifest: Manifest, progress: Progress) -> None:
     stale: list[ShardRecord] = []
     for shard in manifest.shards:

@@ -29,8 +29,10 @@ from pipeline.shards import (
     member_header,
     padded,
     read_index,
+    rows_by_shard,
     sha256_of,
 )
+from pipeline.workers import in_order
 
 DALI_INDEX_SUFFIX = ".idx"
 
@@ -65,11 +67,9 @@ def verify(folder: Path, deep: bool, executor: Executor | None, progress: Callab
     except ValueError as error:
         return [Fault(INDEX, str(error)), *_wrong_hashes(folder, manifest.shards)]
     faults: list[Fault] = []
-    rows = [index[index["shard"] == number] for number in range(len(manifest.shards))]
-    jobs = map if executor is None else executor.map
-    for record, found in zip(
-        manifest.shards, jobs(verify_shard, repeat(folder), manifest.shards, rows, repeat(deep)), strict=True
-    ):
+    parts = rows_by_shard(index, manifest)
+    results = in_order(executor, verify_shard, repeat(folder), manifest.shards, parts, repeat(deep))
+    for record, found in zip(manifest.shards, results, strict=True):
         faults += found
         progress(record.samples)
     return faults

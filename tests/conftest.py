@@ -12,16 +12,13 @@ from pipeline.sample import SampleSettings, make_sample
 from pipeline.sharder import ShardSettings, make_split
 from pipeline.shards import ShardSet, open_shards
 from pipeline.sources import open_source
+from pipeline.workers import ignore
 
 SAMPLE = SampleSettings(classes=4, train_images=12, val_images=5, min_side=150, max_side=220, seed=7)
 SHARD_SETTINGS = ShardSettings(seed=7, shard_samples=20)
 
 
 torch.set_num_threads(1)  # small nets: more threads would only wait for one another
-
-
-def ignore(n: int) -> None:
-    """Progress that nobody watches."""
 
 
 @pytest.fixture(scope="session")

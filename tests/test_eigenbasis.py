@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ignore
 from PIL import Image
 
 from pipeline import eigenbasis
 from pipeline.eigenbasis import check, eigenbasis_of, load, measure, moments_of, save
 from pipeline.shards import ShardSet
+from pipeline.workers import ignore
 
 
 def pictures(count: int, seed: int = 0) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from conftest import SHARD_SETTINGS, ignore
+from conftest import SHARD_SETTINGS
 from nvidia.dali import fn, pipeline_def
 
 from pipeline import sharder
@@ -21,6 +21,7 @@ from pipeline.resize import ResizeSettings, transcode
 from pipeline.sharder import OverQuarantine, ShardSettings, make_split, plan, run_jobs
 from pipeline.shards import SEALED_NS, ShardSet, open_shards
 from pipeline.sources import ItemReader, Listing, open_source
+from pipeline.workers import ignore
 
 
 @pytest.fixture(scope="module")

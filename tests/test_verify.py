@@ -8,16 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SHARD_SETTINGS, ignore
+from conftest import SHARD_SETTINGS
 from shard_fixtures import sample as sample_of
 from shard_fixtures import write_set
 
 from pipeline import sharder
 from pipeline.resize import ResizeSettings
-from pipeline.sharder import ShardSettings, executor_of, repair_split
+from pipeline.sharder import ShardSettings, repair_split
 from pipeline.shards import ShardSet, open_shards
 from pipeline.sources import Listing, open_source
 from pipeline.verify import Fault, verify
+from pipeline.workers import executor_of, ignore
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_repair_with_other_settings_is_refused_and_changes_nothing(folder: Path,
 
 def test_two_workers_find_what_one_finds(folder: Path):
     in_picture(folder, open_shards(folder))
-    with executor_of(2) as executor:
+    with executor_of(2, sharder.__name__) as executor:
         assert verify(folder, True, executor, ignore) == faults_of(folder, deep=True)
 
 

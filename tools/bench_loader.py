@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +18,7 @@ from cli import Progress, run, write_json
 
 from pipeline import eigenbasis
 from pipeline.graphs import Stage
-from pipeline.loader import FeedSettings, stage_feed
+from pipeline.loader import FeedSettings, stage_sizes
 from pipeline.rates import Rate, measure_rates
 from pipeline.shards import open_shards
 
@@ -37,15 +37,10 @@ def main() -> int:
         f"{arguments.shards}: {len(shards):,} samples, device {settings.device}, batch {settings.batch}, "
         f"{settings.threads} threads, queue {settings.queue_depth}, {ROUNDS} rounds of {arguments.seconds:g} s each"
     )
-
-    def factory(stage: Stage) -> Callable[[], Iterator[int]]:
-        return lambda: (len(ids) for ids in stage_feed(shards, basis, settings, stage))
-
-    stages: tuple[Stage, ...] = get_args(Stage)
+    stages = get_args(Stage)
+    feeds = {stage: partial(stage_sizes, shards, basis, settings, stage) for stage in stages}
     with Progress("measuring", ROUNDS * len(stages), "windows") as progress:
-        rates = measure_rates(
-            {stage: factory(stage) for stage in stages}, arguments.seconds, ROUNDS, progress, settings.queue_depth + 1
-        )
+        rates = measure_rates(feeds, arguments.seconds, ROUNDS, progress, settings.queue_depth + 1)
     print(table({WORK[stage]: rate for stage, rate in rates.items()}))
     record = {
         "shards": str(arguments.shards),

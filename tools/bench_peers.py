@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from pipeline import eigenbasis
 from pipeline.augment import CROP, POSITIONS, STORED, Lighting
 from pipeline.eigenbasis import Eigenbasis
-from pipeline.loader import FeedSettings, stage_feed
+from pipeline.loader import FeedSettings, stage_sizes
 from pipeline.rates import measure_rates
 from pipeline.shards import ShardSet, open_shards
 
@@ -48,7 +48,7 @@ def main() -> int:
     changes = {"threads": arguments.threads} if arguments.threads else {}
     settings = FeedSettings(batch=arguments.batch, mean="channel", **changes)
     rivals = {
-        FEED: lambda: feed_sizes(shards, basis, settings),
+        FEED: lambda: stage_sizes(shards, basis, settings, "full"),
         PEER: lambda: peer_sizes(shards, basis, settings, arguments.workers),
     }
     with Progress("measuring", arguments.rounds * len(rivals), "windows") as progress:
@@ -80,11 +80,6 @@ def main() -> int:
     print(json.dumps(record))
     write_json(arguments.json, record)
     return 0
-
-
-def feed_sizes(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings) -> Iterator[int]:
-    """Batch sizes of the feed."""
-    return (len(ids) for ids in stage_feed(shards, basis, settings, "full"))
 
 
 def peer_sizes(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, workers: int) -> Iterator[int]:

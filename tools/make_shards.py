@@ -25,10 +25,11 @@ from pathlib import Path
 from cli import Progress, run, write_json
 
 from pipeline.resize import FILTERS, STORED_SHAPES, ResizeSettings
-from pipeline.sharder import OverQuarantine, ShardSettings, executor_of, make_split, repair_split
+from pipeline.sharder import OverQuarantine, ShardSettings, make_split, repair_split
 from pipeline.shards import Manifest
 from pipeline.sources import SPLITS, open_source
 from pipeline.verify import verify
+from pipeline.workers import executor_of
 
 QUARANTINE_SHARE = 0.001
 QUARANTINE_FLOOR = 10  # a small set may hold a few bad images too
@@ -86,7 +87,7 @@ def main() -> int:
         limit = args.max_quarantine
         if limit is None:
             limit = max(QUARANTINE_FLOOR, int(QUARANTINE_SHARE * len(listing.items)))
-        whole = (args.out / split).exists() and not args.repair  # then it is checked, not made
+        there = (args.out / split).exists()  # then the time is not that of making it
         started_s = time.monotonic()
         try:
             with Progress(f"sharding {split}", len(listing.items)) as progress:
@@ -94,7 +95,7 @@ def main() -> int:
         except OverQuarantine as error:
             print(f"make_shards.py: {error}", file=sys.stderr)
             return 1
-        took_s = None if whole else time.monotonic() - started_s
+        took_s = None if there else time.monotonic() - started_s
         record[split] = report(manifest, args.out / split, took_s, args.workers)
     write_json(args.json, record)
     return 0
@@ -108,7 +109,7 @@ def check(args: argparse.Namespace) -> int:
     record = {}
     for split in splits:
         folder = args.out / split
-        with Progress(f"verifying {split}", None) as progress, executor_of(args.workers) as executor:
+        with Progress(f"verifying {split}", None) as progress, executor_of(args.workers, verify.__module__) as executor:
             faults = verify(folder, args.deep, executor, progress)
         for fault in faults:
             print(f"{folder}: {fault}")
@@ -119,10 +120,10 @@ def check(args: argparse.Namespace) -> int:
 
 
 def report(manifest: Manifest, folder: Path, took_s: float | None, workers: int) -> dict[str, object]:
-    """Prints what became of a split, which took `took_s` (None: it was there); returns the same for `--json`."""
+    """Prints what became of a split, which took `took_s` (None: some was there); returns it for `--json`."""
     total = sum(shard.bytes for shard in manifest.shards)
     rate = manifest.samples / took_s if took_s else None
-    how = f"{took_s:.1f} s, {rate:,.0f} img/s ({rate / workers:,.0f} a worker)" if rate else "there already and whole"
+    how = f"{took_s:.1f} s, {rate:,.0f} img/s ({rate / workers:,.0f} a worker)" if rate else "whole"
     print(f"{folder}: {manifest.samples:,} samples in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB; {how}")
     for entry in manifest.quarantined:
         print(f"  quarantined {entry.key}: {entry.reason}")

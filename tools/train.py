@@ -15,7 +15,6 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -35,7 +34,7 @@ from pipeline import eigenbasis, stall
 from pipeline.augment import Lighting
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.graphs import Stage
-from pipeline.loader import Device, FeedSettings, TrainFeed, stage_feed, view_feed
+from pipeline.loader import Device, FeedSettings, TrainFeed, stage_sizes, view_feed
 from pipeline.order import steps_per_epoch
 from pipeline.rates import measure_rates
 from pipeline.shards import ShardSet, open_shards
@@ -64,7 +63,7 @@ def parse() -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default: %(default)s")
     add("--width", type=float, default=1.0, metavar="W", help="scales the maps, for small machines; default: 1")
     add("--rate-scale", type=float, default=1.0, metavar="X", help="scales all learning rates; default: 1")
-    add("--threads", type=int, metavar="N", help="of the feed; default: one per core, at most 8")
+    add("--threads", type=int, metavar="N", help="of the feed; default: one more than cores, at most 8")
     add("--stall-seconds", type=float, default=4.0, metavar="S", help="for each rate of the stall report; 0: no report")
     add("--log-every", type=int, default=20, metavar="STEPS", help="default: %(default)s")
     return parser.parse_args()
@@ -132,13 +131,12 @@ def resolve(args: argparse.Namespace) -> Job:
     if val is not None and val.manifest.classes != shards.manifest.classes:
         raise ValueError(f"{val.folder}: other classes than {shards.folder}; shard both from one source")
     epochs = args.epochs or rules.epochs
-    ends = rules.colour_noise_ends
     feed = FeedSettings(
         batch=args.batch or rules.batch,
         seed=args.seed,
         device=device,
         lighting=Lighting(rules.lighting, rules.colour_noise),
-        lighting_until=None if ends is None else first_epoch_without_noise(rules, epochs),
+        lighting_until=first_epoch_without_noise(rules, epochs),
         mean=rules.mean,
         positions=rules.crop_positions,
         **({"threads": args.threads} if args.threads is not None else {}),
@@ -260,9 +258,8 @@ def report(job: Job, model: AlexNet, optimizer: Momentum2012, clocks: stall.Step
     with TrainFeed(job.shards, job.basis, job.feed) as feed:
         kept = [next(feed) for _ in range(REPLAYED)]
     demand = replay_rate(model, optimizer, kept, job.stall_s, job.loop.precision)
-    stages = measure_rates(
-        {stage: partial(stage_sizes, job, stage) for stage in get_args(Stage)}, job.stall_s / ROUNDS, ROUNDS
-    )
+    feeds = {stage: partial(stage_sizes, job.shards, job.basis, job.feed, stage) for stage in get_args(Stage)}
+    stages = measure_rates(feeds, job.stall_s / ROUNDS, ROUNDS)
     rates = stall.FeedRates(*(stages[stage].img_s for stage in (*get_args(Stage), "full")))
     found = stall.diagnose(rates, demand, clocks.total())
     record = {
@@ -272,12 +269,6 @@ def report(job: Job, model: AlexNet, optimizer: Momentum2012, clocks: stall.Step
     }
     write_atomically(path, json.dumps(record, indent=1) + "\n")
     print(f"\n{stall.format_report(found)}\n")
-
-
-def stage_sizes(job: Job, stage: Stage) -> Iterator[int]:
-    """Batch sizes of the feed cut after `stage`."""
-    for ids in stage_feed(job.shards, job.basis, job.feed, stage):
-        yield len(ids)
 
 
 if __name__ == "__main__":
