@@ -61,9 +61,10 @@ class LoopSettings:
     max_updates: int | None = None  # stop here, on the schedule of `epochs`
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps_per_epoch", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}, expected at least 1")
+        for name in ("epochs", "steps_per_epoch", "log_every", "max_updates"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}, expected at least 1")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
 

@@ -168,6 +168,18 @@ def broken(what: str, road: Path, tmp: Path) -> list[object]:
             return ["train", road / "shards" / "train", "--runs", tmp, "--recipe", "paper", *TINY]
         case "batch too large":
             return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--batch", 64]
+        case "zero epochs":
+            return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--epochs", 0]
+        case "zero steps":
+            return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--steps", 0]
+        case "zero batch":
+            return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--batch", 0]
+        case "zero threads":
+            return ["bench_loader", road / "shards" / "train", "--threads", 0]
+        case "source missing":
+            return ["make_shards", tmp / "out"]
+        case "nothing to verify":
+            return ["make_shards", tmp, "--verify"]
         case "no checkpoint":
             return ["evaluate", road / "shards" / "val", tmp]
         case "no cuda":
@@ -189,6 +201,12 @@ WRONG: dict[str, str] = {
     "other recipe": "begun with recipe",
     "plateau without validation": "lowers its rates by the validation error; add --val SHARDS",
     "batch too large": "47 samples do not fill one batch of 64",
+    "zero epochs": "epochs 0, expected at least 1",
+    "zero steps": "max_updates 0, expected at least 1",
+    "zero batch": "batch is 0; it must be at least 1",
+    "zero threads": "threads is 0; it must be at least 1",
+    "source missing": "one folder given, expected SOURCE and OUT",
+    "nothing to verify": "no train or val folder here",
     "no checkpoint": "no checkpoint here (no state.json)",
     "no cuda": "torch sees no CUDA device here",
 }

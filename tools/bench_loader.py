@@ -31,7 +31,7 @@ def main() -> int:
     arguments = _arguments()
     shards = open_shards(arguments.shards)
     basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
-    changes = {"threads": arguments.threads} if arguments.threads else {}
+    changes = {} if arguments.threads is None else {"threads": arguments.threads}
     settings = FeedSettings(batch=arguments.batch, device=arguments.device, **changes)
     print(
         f"{arguments.shards}: {len(shards):,} samples, device {settings.device}, batch {settings.batch}, "

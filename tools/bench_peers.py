@@ -45,7 +45,7 @@ def main() -> int:
     basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     if len(shards.tars) < arguments.workers:
         raise ValueError(f"{len(shards.tars)} tars for {arguments.workers} workers; webdataset wants one each at least")
-    changes = {"threads": arguments.threads} if arguments.threads else {}
+    changes = {} if arguments.threads is None else {"threads": arguments.threads}
     settings = FeedSettings(batch=arguments.batch, mean="channel", **changes)
     rivals = {
         FEED: lambda: stage_sizes(shards, basis, settings, "full"),

@@ -130,9 +130,9 @@ def resolve(args: argparse.Namespace) -> Job:
         val = open_shards(args.val, progress) if args.val else None
     if val is not None and val.manifest.classes != shards.manifest.classes:
         raise ValueError(f"{val.folder}: other classes than {shards.folder}; shard both from one source")
-    epochs = args.epochs or rules.epochs
+    epochs = rules.epochs if args.epochs is None else args.epochs
     feed = FeedSettings(
-        batch=args.batch or rules.batch,
+        batch=rules.batch if args.batch is None else args.batch,
         seed=args.seed,
         device=device,
         lighting=Lighting(rules.lighting, rules.colour_noise),
