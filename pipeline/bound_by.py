@@ -56,9 +56,7 @@ def _advice(part: str, workers: int, cores: int, jobs: int) -> str:
         case "idle":
             return "workers start and wait for work more than they do it: fewer --workers would do"
         case "read":
-            return (
-                "the source's disk or network is too slow: copy it to a faster one, or have more --workers wait"
-            )
+            return "the source's disk or network is too slow: copy it to a faster one, or have more --workers wait"
         case "write":
             return "the destination's disk is too slow: write to a faster one"
         case _ if workers < cores:
