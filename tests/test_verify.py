@@ -98,7 +98,18 @@ def in_manifest(folder: Path, shards: ShardSet) -> str:
     return "manifest.json: missing or damaged .*its own sha256"
 
 
-DAMAGE = [in_picture, in_header, in_label, in_the_end, cut, no_tar, no_idx, in_idx, in_index, in_manifest]
+def in_wids(folder: Path, shards: ShardSet) -> str:
+    flip(folder / "wids.json", 60)
+    return "wids.json: not what follows from the manifest"
+
+
+def no_info(folder: Path, shards: ShardSet) -> str:
+    (folder / "_info.json").unlink()
+    return "_info.json: missing"
+
+
+IN_TARS = [in_picture, in_header, in_label, in_the_end, cut, no_tar]
+DAMAGE = [*IN_TARS, no_idx, in_idx, in_index, in_wids, no_info, in_manifest]
 
 
 def faults_of(folder: Path, deep: bool = False) -> list[Fault]:
