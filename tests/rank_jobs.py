@@ -1,0 +1,141 @@
+"""What the processes of the rank tests do, and how they are started: real ranks, on gloo, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from model import checkpoint
+from model.alexnet import AlexNet, DropoutDraws, NetSpec
+from model.checkpoint import TrainState
+from model.exchange import TowerExchange, joined, step_bytes
+from model.optim import Momentum2012
+from model.ranks import Layout, Ranks, start
+from model.recipe import SOURCE2012, rates
+from model.trainer import Hooks, LoopSettings, Trainer, autocast, evaluate, train_step
+
+SMALL = NetSpec(classes=5, width=0.05)
+STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
+
+
+def run_ranks(folder: Path, world: int, job: Callable[..., Any], *args: Any, layout: Layout = "towers") -> list[Any]:
+    """What `job(ranks, *args)` returned on each of `world` ranks; fails where one of them does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, (world, port, folder, job, args, layout), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _rank(rank: int, world: int, port: int, folder: Path, job: Callable[..., Any], args: Any, layout: Layout) -> None:
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+    torch.set_num_threads(1)
+    ranks = start(layout, "cpu", 60)
+    torch.save(job(ranks, *args), folder / f"{rank}.pt")
+    ranks.leave()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch that is a pure function of (epoch, step)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    epoch: int
+    step: int
+
+
+def global_batch(epoch: int, step: int, batch: int = BATCH) -> Rows:
+    generator = torch.Generator().manual_seed(100 * epoch + step)
+    labels = torch.randint(5, (batch,), generator=generator)
+    images = 60 * torch.randn(batch, 3, 224, 224, generator=generator) + 20 * labels[:, None, None, None]
+    return Rows(images, labels, epoch, step)
+
+
+def part(batch: Rows, ranks: Ranks) -> Rows:
+    """The rows that this rank decodes."""
+    rank, world = ranks.place.rank, ranks.place.world
+    mine = slice(len(batch.labels) * rank // world, len(batch.labels) * (rank + 1) // world)
+    return replace(batch, images=batch.images[mine], labels=batch.labels[mine])
+
+
+def parts(ranks: Ranks, epoch: int = 0, step: int = 0, batch: int = BATCH) -> Iterator[Rows]:
+    while True:
+        yield part(global_batch(epoch, step, batch), ranks)
+        epoch, step = (epoch, step + 1) if step + 1 < STEPS else (epoch + 1, 0)
+
+
+def make(ranks: Ranks, spec: NetSpec = SMALL) -> tuple[AlexNet, Momentum2012, TowerExchange]:
+    model = AlexNet(spec, towers=ranks.place.towers, seed=3)
+    optimizer = Momentum2012(model.named_parameters(), SOURCE2012, rates(SOURCE2012, 0, EPOCHS))
+    return model, optimizer, TowerExchange(ranks, model)
+
+
+def first_step(ranks: Ranks, spec: NetSpec = SMALL, batch: int = BATCH, precision: str = "float32") -> dict[str, Any]:
+    """One step with dropout: the images and labels of this rank's rows, logits, loss, gradients, bytes sent."""
+    model, optimizer, towers = make(ranks, spec)
+    draws = DropoutDraws(SEED, 0, ranks.place.first_row(batch), batch)
+    (rows,) = joined(iter([part(global_batch(0, 0, batch), ranks)]), ranks)
+    with torch.no_grad(), autocast(torch.device("cpu"), precision):
+        logits = model.train()(rows.images, draws, towers)
+    sent = {"images": ranks.sent["images"]} if ranks.place.is_pair else {}
+    ranks.sent.clear()
+    loss, _ = train_step(model, optimizer, rows, draws, precision, towers)
+    return {
+        "place": ranks.place,
+        "images": rows.images,
+        "labels": rows.labels,
+        "logits": logits if 0 in model.towers else None,
+        "loss": loss.item(),
+        "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
+        "sent": {**sent, **ranks.sent},
+        "calculated": step_bytes(ranks.place, spec, SOURCE2012, batch, precision),
+    }
+
+
+def run(ranks: Ranks, folder: Path, stop_at: int | None = None, updates: int = 20) -> dict[str, Any]:
+    """Starts, or goes on from the last checkpoint in `folder`, to `stop_at` or `updates`; saves at the end.
+
+    Returns the losses step by step, the validation error, and what is held here."""
+    model, optimizer, towers = make(ranks)
+    last = checkpoint.latest(folder)
+    state = checkpoint.restore(last, model, optimizer, SEED) if last else TrainState.start()
+    settings = LoopSettings(EPOCHS, STEPS, SEED, log_every=1, max_updates=updates)
+    trainer = Trainer(model, optimizer, settings, state, towers)
+    losses: list[float] = []
+
+    def save(state: TrainState) -> None:
+        checkpoint.save(folder / checkpoint.name_of(state), model, optimizer, state, SEED, ranks)
+
+    def validate(epoch: int) -> float:
+        rows = [part(global_batch(99, step, size), ranks) for step, size in enumerate((8, 5, 1))]
+        views = [replace(row, images=row.images[:, None]) for row in rows]
+        scores.append(evaluate(model, joined(iter(views), ranks, uneven=True), towers=towers))
+        return scores[-1].loss
+
+    scores: list[Any] = []
+    stopped = lambda: ranks.any(state.updates == stop_at and ranks.place.rank == ranks.place.world - 1)  # noqa: E731
+    hooks = Hooks(lambda *_: None, lambda line: losses.append(line["loss"]), validate, save, stopped)
+    batches = joined(parts(ranks, state.epoch, state.step), ranks)
+    trainer.fit(batches, hooks)
+    save(state)
+    batches.close()
+    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return {"losses": losses, "scores": scores, "parameters": parameters, "state": asdict(state)}
+
+
+def save_again(ranks: Ranks, source: Path, target: Path) -> None:
+    """Reads a checkpoint and writes what was read."""
+    model, optimizer, _ = make(ranks)
+    state = checkpoint.restore(source, model, optimizer, SEED)
+    checkpoint.save(target, model, optimizer, state, SEED, ranks)
