@@ -182,7 +182,8 @@ class Ranks:
     def join(self, timeout_s: float) -> None:
         """Meets the other ranks and builds the groups. `torchrun` says in the environment where."""
         place = self.place
-        store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        found, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        store = PrefixStore(f"attempt {restarts()}", found)  # words of a start before this one are stale
         assert (rank, world) == (place.rank, place.world)
         nccl = self.device.type == "cuda" and not self.shared_gpu
         self.backend = "nccl" if nccl else "gloo"
@@ -312,6 +313,11 @@ def start(layout: Layout, device: str, timeout_s: float) -> Ranks:
     if place.world > 1:
         ranks.join(timeout_s)
     return ranks
+
+
+def restarts() -> int:
+    """How often torchrun has started the ranks again after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def ranks_here() -> int:
