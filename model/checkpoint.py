@@ -122,6 +122,17 @@ def latest(folder: Path) -> Path | None:
     return next(reversed(all_in(folder)), None)
 
 
+def updates(folder: Path) -> int:
+    """Updates of the latest checkpoint in `folder`, -1 where there is none: a number that ranks can tell each other."""
+    path = latest(folder)
+    return int(path.name.removeprefix("step-")) if path else -1
+
+
+def named(folder: Path, updates: int) -> Path | None:
+    """The checkpoint of that many updates, None for -1."""
+    return folder / _name(updates) if updates >= 0 else None
+
+
 def best(folder: Path) -> Path | None:
     """The checkpoint of the lowest validation error in `folder`, the earliest of equals; None where none has one."""
     errors = {path: _val_error(path) for path in all_in(folder)}
@@ -149,7 +160,11 @@ def prune(folder: Path, keep: int) -> None:
 
 def name_of(state: TrainState) -> str:
     """The folder name of a checkpoint at `state`."""
-    return f"step-{state.updates:09d}"
+    return _name(state.updates)
+
+
+def _name(updates: int) -> str:
+    return f"step-{updates:09d}"
 
 
 def restore(path: Path, model: AlexNet, optimizer: Momentum2012, seed: int) -> TrainState:

@@ -13,7 +13,7 @@ fc8 lives on tower 0 alone (layers-145.cfg), so only there are logits and a loss
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -248,7 +248,7 @@ class PairBatch:
     step: int
 
 
-def joined(batches: Iterator[LocalBatch], ranks: Ranks, uneven: bool = False) -> Iterator[LocalBatch]:
+def joined(batches: Iterator[LocalBatch], ranks: Ranks, uneven: bool = False) -> Generator[LocalBatch]:
     """The batches of a pair, of which each rank decoded half: halves are swapped between the devices, each while the
     step before is taken. `uneven` where the halves may differ by a row. Without a pair: `batches` themselves.
 
