@@ -263,9 +263,9 @@ def joined(batches: Iterator[LocalBatch], ranks: Ranks, uneven: bool = False) ->
             ranks.mark("waiting for its batch")
             batch = next(batches, None)
             following = None if batch is None else _Halves(batch, ranks, uneven)
-            if ahead is not None:
-                yield ahead.land()
-            ahead = following
+            ready, ahead = ahead, following
+            if ready is not None:
+                yield ready.land()
             if ahead is None:
                 return
     finally:

@@ -62,7 +62,8 @@ class Watch:
     """
 
     def __init__(self, store: Store, rank: int, world: int, hang_s: float, end: Callable[[str], None] | None = None):
-        self._store = store.clone()  # a connection of its own: the main thread may be waiting on the other
+        # A connection of its own, since the main thread may be waiting on the other. Stubs do not know `clone`.
+        self._store: Store = store.clone()  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=max(1.0, hang_s / LOOKS)))
         self._rank, self._world, self._hang_s = rank, world, hang_s
         self._end = end or _exit

@@ -426,25 +426,47 @@ def report(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[s
     if not clocks.steps:  # the run was complete already
         say(f"this run is complete; its stall report is {path}")
         return
-    say("measuring supply and demand for the stall report", flush=True)
+    say("measuring supply and demand for the stall report")
     with job.local_feed() as feed, closing(joined(feed, ranks)) as batches:
         kept: list[Batch] = [next(batches) for _ in range(REPLAYED)]
     demand = replay_rate(trainer.model, trainer.optimizer, kept, job.stall_s, job.loop.precision, trainer.towers)
-    found = stall.diagnose(feed_rates(job), demand, clocks.total())
-    steps = clocks.steps + 1
+    rates = feed_rates(job)
+    found = stall.diagnose(rates, demand, clocks.total())
     record = {
         **found.record(),
         "wait_s": stall.percentiles(clocks.waits_s),
         "step_s": stall.percentiles(clocks.steps_s),
         "ranks": {**asdict(ranks.place), "backend": ranks.backend, "shared_gpu": ranks.shared_gpu},
-        "waits_for_ranks_s": {what: waits_s.get(what, 0.0) / steps for what in WAITS} if ranks.place.world > 1 else {},
+        **(ranks_record(job, rates, clocks.steps + 1, waits_s) if ranks.place.world > 1 else {}),
     }
     if ranks.first:
         write_atomically(path, json.dumps(record, indent=1) + "\n")
     say(f"\n{stall.format_report(found)}\n")
     if ranks.place.world > 1:
-        told = ", ".join(f"{waits_s.get(what, 0.0) / steps * 1000:.1f} ms for {words}" for what, words in WAITS.items())
-        say(f"a step of rank 0 waits {told}\n")
+        say(f"{format_ranks(record)}\n")
+
+
+def ranks_record(job: Job, rates: stall.FeedRates, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:
+    """For stall.json: what a step of rank 0 waits for others, and what the feed pays for swapping halves, in seconds."""
+    crossing = step_bytes(job.ranks.place, job.spec, job.recipe, job.feed.batch, job.loop.precision)
+    kinds = {"swap": "images", "exchange": "maps", "sums": "sums"}
+    return {
+        "waits_s": {what: waits_s.get(what, 0.0) / steps for what in WAITS if kinds[what] in crossing},
+        "sent_bytes": crossing,
+        "swap_s": max(0.0, job.feed.batch / rates.supply - job.feed.batch / rates.augmented),
+    }
+
+
+def format_ranks(record: dict[str, Any]) -> str:
+    """The same as two lines of text."""
+    waits = ", ".join(f"{seconds * 1000:.1f} ms for {WAITS[what]}" for what, seconds in record["waits_s"].items())
+    lines = [f"ranks      a step of rank 0 waits {waits}"]
+    if "images" in record["sent_bytes"]:
+        sent_mb = record["sent_bytes"]["images"] / 1e6
+        lines.append(
+            f"           swapping halves, {sent_mb:.1f} MB each way, costs the feed {record['swap_s'] * 1000:.1f} ms a batch"
+        )
+    return "\n".join(lines)
 
 
 def feed_rates(job: Job) -> stall.FeedRates:
@@ -455,7 +477,8 @@ def feed_rates(job: Job) -> stall.FeedRates:
     ranks.any(False)  # so that all begin together
     stages = measure_rates(feeds, job.stall_s / ROUNDS, ROUNDS)
     rates = ranks.total(torch.tensor([stages[stage].img_s for stage in get_args(Stage)], dtype=torch.float64)).tolist()
-    return stall.FeedRates(*rates, swapped_rate(job) if place.is_pair else rates[-1])
+    read, decoded, whole = rates
+    return stall.FeedRates(read, decoded, whole, swapped_rate(job) if place.is_pair else whole)
 
 
 def swapped_rate(job: Job) -> float:
