@@ -67,7 +67,8 @@ class Watch:
         self._store.set_timeout(timedelta(seconds=max(1.0, hang_s / LOOKS)))
         self._rank, self._world, self._hang_s = rank, world, hang_s
         self._end = end or _exit
-        self._passed, self._step, self._where, self._moved_s = 0, 0, Position.where, time.monotonic()
+        self._passed, self._step, self._where, self._looks = 0, 0, Position.where, 0
+        self._moved_s = time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
@@ -85,13 +86,14 @@ class Watch:
         self._where, self._moved_s = where, time.monotonic()
         if step is not None:
             self._step = step
+            self._tell()  # at once: a process that is stopped has no thread that could tell it later
 
     def _look(self) -> None:
-        looks, before = 0, dict[int, Position]()
+        before: dict[int, Position] = {}
         while not self._done.wait(self._hang_s / LOOKS):
-            looks += 1
+            self._looks += 1
             try:
-                self._tell(Position(self._passed, self._step, self._where, looks))
+                self._tell()
                 still_s = time.monotonic() - self._moved_s
                 if still_s < self._hang_s / 2:
                     before = {}
@@ -105,7 +107,8 @@ class Watch:
                 self._end(verdict(before, now, self._hang_s))
             before = before or now
 
-    def _tell(self, position: Position) -> None:
+    def _tell(self) -> None:
+        position = Position(self._passed, self._step, self._where, self._looks)
         self._store.set(_key(self._rank), json.dumps(asdict(position)))
 
     def _positions(self) -> dict[int, Position]:

@@ -447,7 +447,7 @@ def report(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[s
 
 
 def ranks_record(job: Job, rates: stall.FeedRates, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:
-    """For stall.json: what a step of rank 0 waits for others, and what the feed pays for swapping halves, in seconds."""
+    """For stall.json: seconds that a step of rank 0 waits for others, and that the feed pays for swapping a batch."""
     crossing = step_bytes(job.ranks.place, job.spec, job.recipe, job.feed.batch, job.loop.precision)
     kinds = {"swap": "images", "exchange": "maps", "sums": "sums"}
     return {
@@ -463,9 +463,8 @@ def format_ranks(record: dict[str, Any]) -> str:
     lines = [f"ranks      a step of rank 0 waits {waits}"]
     if "images" in record["sent_bytes"]:
         sent_mb = record["sent_bytes"]["images"] / 1e6
-        lines.append(
-            f"           swapping halves, {sent_mb:.1f} MB each way, costs the feed {record['swap_s'] * 1000:.1f} ms a batch"
-        )
+        swap_ms = record["swap_s"] * 1000
+        lines.append(f"           swapping halves, {sent_mb:.1f} MB each way, costs the feed {swap_ms:.1f} ms a batch")
     return "\n".join(lines)
 
 
