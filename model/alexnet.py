@@ -332,7 +332,11 @@ class Layer(nn.Module):
         return x
 
     def _joined(self, x: Arriving) -> Tensor:
-        """Responses are sums over the maps: those to this rank's own are made while the others are on their way."""
+        """Responses are sums over the maps: a convolution's to this rank's own are made while the others are on their
+        way. Fully connected layers wait: their maps are few, and cutting their many weights took longer (LOG.md)."""
+        if self.weight.dim() == 2:
+            pair = [x.own, x.other()]
+            return self._responses(torch.cat(pair if x.tower == 0 else pair[::-1], dim=1), self.weight, self.bias)
         weights = self.weight.chunk(len(TOWERS), dim=1)
         own = self._responses(x.own, weights[x.tower], self.bias)
         return own + self._responses(x.other(), weights[1 - x.tower], None)

@@ -2,11 +2,13 @@
 
 Before conv3, fc6, fc7 and fc8 each tower sends its maps to the other (layer.cu:78-108), and in the backward pass the
 gradient of what it got goes back to its owner, who adds it (layer.cu:170-255). Everything starts as soon as it is
-there and is waited for as late as the graph allows:
+there and is waited for as late as the graph allows. Before conv3, where three quarters of the bytes cross:
 
     forward    send maps | responses to the own maps | wait, responses to the other's maps
     backward   gradient of the other's maps, send it | gradients of own maps and of weights | wait, add what came back
-    sums       a gradient's sum over the parts of the batch starts when backward has made it; the update waits
+
+Halves of images cross during the step before. A gradient's sum over the parts of the batch starts when backward has
+made it, and the update waits for it.
 
 fc8 lives on tower 0 alone (layers-145.cfg), so only there are logits and a loss; logits never cross.
 """
@@ -117,8 +119,8 @@ class _Depart(torch.autograd.Function):
 
 
 class _Arrive(torch.autograd.Function):
-    """Made after the responses to the own maps, and autograd goes backwards through what was made last first: so the
-    gradient is under way while theirs is worked out."""
+    """Where a layer makes it after the responses to its own maps, their gradient is worked out while that of the
+    other's is under way: autograd goes first through what was made last."""
 
     @staticmethod
     def forward(ctx: Any, room: Tensor, crossing: _Crossing) -> Tensor:

@@ -205,7 +205,7 @@ class Ranks:
     def leave(self) -> None:
         """Parts from the others, when all have got here."""
         if self.place.world > 1:
-            dist.barrier(group=None) if self.backend == "gloo" else self.any(False)
+            self.any(False)
             dist.destroy_process_group()
 
     # ---- tensors between devices ----------------------------------------------------------------------------------

@@ -28,22 +28,26 @@ GENTLE = replace(SOURCE2012, rate_scale=0.1)
 STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
 
 
-def run_ranks(folder: Path, world: int, job: Callable[..., Any], *args: Any, layout: Layout = "towers") -> list[Any]:
+def run_ranks(
+    folder: Path, world: int, job: Callable[..., Any], *args: Any, layout: Layout = "towers", device: str = "cpu"
+) -> list[Any]:
     """What `job(ranks, *args)` returned on each of `world` ranks; fails where one of them does."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_rank, (world, port, folder, job, args, layout), nprocs=world)
+    mp.spawn(_rank, (world, port, folder, job, args, layout, device), nprocs=world)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def _rank(rank: int, world: int, port: int, folder: Path, job: Callable[..., Any], args: Any, layout: Layout) -> None:
+def _rank(
+    rank: int, world: int, port: int, folder: Path, job: Callable[..., Any], args: Any, layout: Layout, device: str
+) -> None:
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ.update({name: str(value) for name, value in where.items()})
     os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
     torch.set_num_threads(1)
-    ranks = start(layout, "cpu", 60)
+    ranks = start(layout, device, 60)
     torch.save(job(ranks, *args), folder / f"{rank}.pt")
     ranks.leave()
 
@@ -69,7 +73,8 @@ def part(batch: Rows, ranks: Ranks) -> Rows:
     """The rows that this rank decodes."""
     rank, world = ranks.place.rank, ranks.place.world
     mine = slice(len(batch.labels) * rank // world, len(batch.labels) * (rank + 1) // world)
-    return replace(batch, images=batch.images[mine], labels=batch.labels[mine])
+    images, labels = (rows[mine].to(ranks.device) for rows in (batch.images, batch.labels))
+    return replace(batch, images=images, labels=labels)
 
 
 def parts(ranks: Ranks, epoch: int = 0, step: int = 0, batch: int = BATCH) -> Iterator[Rows]:
@@ -81,7 +86,7 @@ def parts(ranks: Ranks, epoch: int = 0, step: int = 0, batch: int = BATCH) -> It
 def make(
     ranks: Ranks, spec: NetSpec = SMALL, recipe: Recipe = SOURCE2012
 ) -> tuple[AlexNet, Momentum2012, TowerExchange]:
-    model = AlexNet(spec, recipe, ranks.place.towers, seed=3)
+    model = AlexNet(spec, recipe, ranks.place.towers, seed=3).to(ranks.device)
     optimizer = Momentum2012(model.named_parameters(), recipe, rates(recipe, 0, EPOCHS))
     return model, optimizer, TowerExchange(ranks, model)
 
@@ -91,7 +96,7 @@ def first_step(ranks: Ranks, spec: NetSpec = SMALL, batch: int = BATCH, precisio
     model, optimizer, towers = make(ranks, spec)
     draws = DropoutDraws(SEED, 0, ranks.place.first_row(batch), batch)
     (rows,) = joined(iter([part(global_batch(0, 0, batch), ranks)]), ranks)
-    with torch.no_grad(), autocast(torch.device("cpu"), precision):
+    with torch.no_grad(), autocast(ranks.device, precision):
         logits = model.train()(rows.images, draws, towers)
     sent = {"images": ranks.sent["images"]} if ranks.place.is_pair else {}
     ranks.sent.clear()
@@ -162,6 +167,28 @@ def in_double(ranks: Ranks) -> list[float]:
 # ---- one start of the ranks for many laws -------------------------------------------------------------------------
 
 
+def left_early(ranks: Ranks) -> bool:
+    """Whether streams of joined batches that are closed early, over and over, leave nothing under way: the next one's
+    images are the right ones."""
+    right = True
+    for _ in range(20):
+        stream = joined(parts(ranks), ranks)
+        batch = next(stream)
+        stream.close()
+        right &= torch.equal(batch.images, global_batch(0, 0).images)
+    return right
+
+
+def on_gpu(ranks: Ranks) -> dict[str, Any]:
+    """A step on GPUs, or on the one that two ranks share; brought home."""
+    torch.backends.cudnn.allow_tf32 = False
+    step = first_step(ranks)
+    home = {name: step[name].cpu() for name in ("images", "labels")}
+    gradients = {name: gradient.cpu() for name, gradient in step["gradients"].items()}
+    logits = None if step["logits"] is None else step["logits"].cpu()
+    return {**step, **home, "gradients": gradients, "logits": logits, "backend": ranks.backend}
+
+
 def as_pair(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """What two ranks are asked."""
     return {
@@ -169,6 +196,7 @@ def as_pair(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "full": first_step(ranks, NetSpec(), 2),
         "bfloat16": first_step(ranks, precision="bfloat16"),
         "double": in_double(ranks),
+        "left early": left_early(ranks),
         "run": run(ranks, folder, stop_at=7),
     }
 

@@ -21,6 +21,7 @@ from rank_jobs import (
     global_batch,
     in_double,
     make,
+    on_gpu,
     run,
     run_ranks,
 )
@@ -28,7 +29,7 @@ from rank_jobs import (
 from model import checkpoint
 from model.alexnet import TOWERS, NetSpec, tower_slice
 from model.exchange import crossing_numbers, step_bytes
-from model.ranks import ALONE, Place
+from model.ranks import ALONE, Place, Ranks
 from model.recipe import SOURCE2012
 
 RELATIVE = 1e-5
@@ -75,6 +76,10 @@ def test_images_after_the_swap_are_one_rank_s(steps: list[dict[str, Any]]):
         for towers in {step["place"].towers for step in steps}:
             rows = [step[name] for step in steps if step["place"].towers == towers]
             assert torch.equal(torch.cat(rows), getattr(whole, name))
+
+
+def test_a_stream_that_is_closed_early_leaves_nothing_under_way(answers: Answers):
+    assert all(answer["left early"] for answer in answers.ranks["pair"])
 
 
 def same_step(steps: list[dict[str, Any]], one: dict[str, Any]) -> None:
@@ -147,6 +152,16 @@ def test_places_are_those_of_the_mesh():
     assert Place.of(0, 1).towers == Place.of(2, 3, "data").towers == TOWERS
     with pytest.raises(ValueError, match="3 ranks are no pairs of towers"):
         Place.of(0, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_on_gpus_is_the_step_on_one(tmp_path: Path):
+    """By NCCL where there are two GPUs, by gloo where two ranks share one."""
+    steps = run_ranks(tmp_path, 2, on_gpu, device="cuda")
+    assert {step["backend"] for step in steps} == {"nccl" if torch.cuda.device_count() > 1 else "gloo"}
+    same_step(steps, on_gpu(Ranks(device=torch.device("cuda"))))
+    assert all(step["sent"] == step["calculated"] for step in steps)
 
 
 # ---- runs and checkpoints -----------------------------------------------------------------------------------------

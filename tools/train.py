@@ -168,6 +168,10 @@ def launch() -> str | None:
 
 def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     """Opens and checks everything that the arguments name."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is cuda, but torch sees no CUDA device here; use --device cpu, or install a CUDA torch"
+        )
     rules = replace(recipe.recipe(args.recipe), rate_scale=args.rate_scale)
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its rates by the validation error; add --val SHARDS")
