@@ -37,9 +37,9 @@ def start_ranks(ranks: int, *args: object) -> list[subprocess.Popen[str]]:
     return started
 
 
-def start_one(*args: object) -> subprocess.Popen[str]:
-    """One rank."""
-    return _popen([*COMMAND, *map(str, args), *TINY], ENVIRONMENT)
+def start_one(*args: object, **environment: str) -> subprocess.Popen[str]:
+    """One rank, with more in its environment."""
+    return _popen([*COMMAND, *map(str, args), *TINY], {**ENVIRONMENT, **environment})
 
 
 def _popen(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:

@@ -39,6 +39,8 @@ class FakeBatch:
 
 
 def batches(epoch: int = 0, step: int = 0) -> Iterator[FakeBatch]:
+    if step == STEPS:  # the end of an epoch is the start of the next
+        epoch, step = epoch + 1, 0
     while True:
         generator = torch.Generator().manual_seed(100 * epoch + step)
         labels = torch.randint(5, (BATCH,), generator=generator)
