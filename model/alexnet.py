@@ -26,7 +26,23 @@ IMAGE_MAPS = 3  # R, G, B
 TOWERS = (0, 1)
 POOL_SIZE, POOL_STRIDE = 3, 2  # overlapping: P 3.4
 
-Exchange = Callable[[Tensor, str], Tensor]
+
+@dataclass(frozen=True)
+class Arriving:
+    """Maps of both towers, of which those of the tower on the other rank are still on their way.
+
+    Attributes:
+        own: this rank's maps, (N, M, ...).
+        tower: whose they are.
+        other: waits for the other tower's maps, (N, M, ...), and gives them.
+    """
+
+    own: Tensor
+    tower: int
+    other: Callable[[], Tensor]
+
+
+Exchange = Callable[[Tensor, str], Tensor | Arriving]
 
 
 @dataclass(frozen=True)
@@ -158,15 +174,25 @@ def format_table(spec: NetSpec, recipe: Recipe = SOURCE2012) -> str:
     return "\n".join(lines)
 
 
+def towers_of(name: str) -> tuple[int, ...]:
+    """The towers that the parameter called `name` has rows of; fc8 is whole on tower 0."""
+    return TOWERS[:1] if name.startswith("fc8.") else TOWERS
+
+
+def tower_rows(name: str, rows: int, towers: tuple[int, ...]) -> slice:
+    """Which of the `rows` of the whole parameter `name` a rank that holds `towers` has; none is an empty slice."""
+    held = [tower for tower in towers_of(name) if tower in towers]
+    each = rows // len(towers_of(name))
+    return slice(each * min(held, default=0), each * (max(held, default=-1) + 1))
+
+
 def tower_slice(name: str, whole: Tensor, tower: int) -> Tensor:
     """Rows of tower `tower` in `whole`, the parameter (or velocity) called `name` of a network with both towers.
 
     The pieces of towers 0 and 1, one after the other along dimension 0, are `whole` again. fc8 is whole on tower 0,
     and a piece of no rows on tower 1, whose network does not have it.
     """
-    towers = 1 if name.startswith("fc8.") else len(TOWERS)
-    rows = len(whole) // towers
-    return whole[tower * rows : (tower + 1) * rows]
+    return whole[tower_rows(name, len(whole), (tower,))]
 
 
 class _ResponseNorm(torch.autograd.Function):
@@ -287,9 +313,9 @@ class Layer(nn.Module):
         self.weight = nn.Parameter(torch.cat(weights))
         self.bias = nn.Parameter(torch.full((len(self.weight),), self.settings.bias))
 
-    def forward(self, x: Tensor, draws: DropoutDraws | None) -> Tensor:
+    def forward(self, x: Tensor | Arriving, draws: DropoutDraws | None) -> Tensor:
         """Responses to `x`, then the steps that the recipe names, in its order."""
-        x = self._responses(x)
+        x = self._joined(x) if isinstance(x, Arriving) else self._responses(x, self.weight, self.bias)
         for step in self.settings.after:
             match step:
                 case "relu":
@@ -305,14 +331,24 @@ class Layer(nn.Module):
                     x = self._dropout(x, draws)
         return x
 
-    def _responses(self, x: Tensor) -> Tensor:
+    def _joined(self, x: Arriving) -> Tensor:
+        """Responses are sums over the maps: a convolution's to this rank's own are made while the others are on their
+        way. Fully connected layers wait: their maps are few, and cutting their many weights took longer (LOG.md)."""
         if self.weight.dim() == 2:
-            return F.linear(x.flatten(1), self.weight, self.bias)
+            pair = [x.own, x.other()]
+            return self._responses(torch.cat(pair if x.tower == 0 else pair[::-1], dim=1), self.weight, self.bias)
+        weights = self.weight.chunk(len(TOWERS), dim=1)
+        own = self._responses(x.own, weights[x.tower], self.bias)
+        return own + self._responses(x.other(), weights[1 - x.tower], None)
+
+    def _responses(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.dim() == 2:
+            return F.linear(x.flatten(1), weight, bias)
         shape = self.shape
         if shape.overhang:
             x = F.pad(x, (0, shape.overhang, 0, shape.overhang))
-        towers_apart = x.shape[1] // shape.in_maps  # 1 where a unit reads all that comes in
-        return F.conv2d(x, self.weight, self.bias, shape.stride, shape.pad, groups=towers_apart)
+        towers_apart = x.shape[1] // weight.shape[1]  # 1 where a unit reads all that comes in
+        return F.conv2d(x, weight, bias, shape.stride, shape.pad, groups=towers_apart)
 
     def _dropout(self, x: Tensor, draws: DropoutDraws | None) -> Tensor:
         """Training zeroes units and rescales nothing; at test all stay, times their chance (P 4.2; layer.cu:1126)."""
@@ -361,10 +397,11 @@ class AlexNet(nn.Module):
                 weight_sd = recipe.layer(shape.name).weight_sd * math.sqrt(full.in_maps / shape.in_maps)
                 self.add_module(shape.name, Layer(shape, recipe, held, seed, weight_sd))
 
-    def run_segment(self, first: str, x: Tensor, draws: DropoutDraws | None = None) -> Tensor:
+    def run_segment(self, first: str, x: Tensor | Arriving, draws: DropoutDraws | None = None) -> Tensor:
         """Layers `segments[first]` on `x`: images where `first` is "conv1", else maps of both towers (N, 2*M, ...)."""
         for name in self.segments[first]:
             x = self.get_submodule(name)(x, draws)
+        assert isinstance(x, Tensor)
         return x
 
     def forward(self, images_nchw: Tensor, draws: DropoutDraws | None = None, exchange: Exchange = identity) -> Tensor:
@@ -374,7 +411,7 @@ class AlexNet(nn.Module):
             images_nchw: this rank's rows of the batch.
             draws: dropout masks of this step; only training needs them.
             exchange: takes this rank's maps and the name of the layer that reads both towers; gives the maps of both,
-                in tower order along dimension 1. Called before conv3, fc6, fc7 and fc8.
+                in tower order along dimension 1, or those that are `Arriving`. Called before conv3, fc6, fc7 and fc8.
 
         Where tower 0 is not held there is no fc8, and the result is what the exchange before it gave.
         """
@@ -382,9 +419,7 @@ class AlexNet(nn.Module):
             raise ValueError(
                 f"images {tuple(images_nchw.shape)}; expected (N, {IMAGE_MAPS}, {IMAGE_SIDE}, {IMAGE_SIDE})"
             )
-        x = images_nchw
-        for first in self.segments:
-            if first != "conv1":
-                x = exchange(x, first)
-            x = self.run_segment(first, x, draws)
+        x = self.run_segment("conv1", images_nchw, draws)
+        for first in list(self.segments)[1:]:
+            x = self.run_segment(first, exchange(x, first), draws)
         return x

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from model.alexnet import AlexNet, NetSpec
+from model.alexnet import TOWERS, AlexNet, NetSpec, tower_rows
 from model.optim import Momentum2012
+from model.ranks import ALONE, Ranks
 from model.recipe import PlateauState, Recipe
 
 FORMAT = "alexnet-pipeline checkpoint, version 1"
@@ -40,6 +41,7 @@ class TrainState:
         plateau: of recipes whose rates follow the validation error.
         losses: mean losses of the steps since the last line of metrics.
         corrects: share of images whose first guess was right, of the same steps.
+        val_error: validation error of these very weights; None where nobody validated them.
     """
 
     epoch: int
@@ -48,6 +50,7 @@ class TrainState:
     plateau: PlateauState
     losses: list[float]
     corrects: list[float]
+    val_error: float | None = None
 
     @classmethod
     def start(cls) -> TrainState:
@@ -55,16 +58,15 @@ class TrainState:
         return cls(0, 0, 0, PlateauState(), [], [])
 
 
-def save(path: Path, model: AlexNet, optimizer: Momentum2012, state: TrainState, seed: int) -> None:
+def save(
+    path: Path, model: AlexNet, optimizer: Momentum2012, state: TrainState, seed: int, ranks: Ranks = ALONE
+) -> None:
     """Writes a checkpoint under `path`, which appears when whole: temporary folder, fsync, rename. One that is there
-    already, of the same step of the same run, is left as it is."""
-    if path.exists():
-        return
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(_on_cpu(dict(model.named_parameters())), temporary / WEIGHTS)
-    save_file(_on_cpu(optimizer.velocities()), temporary / VELOCITIES)
+    already, of the same state of the same run, is left as it is.
+
+    Every rank must call it; the first collects the towers and writes. OSError there where it could not: nothing is
+    left of the attempt then, and every other checkpoint is as it was.
+    """
     record = {
         "format": FORMAT,
         "recipe": asdict(model.recipe),
@@ -72,15 +74,34 @@ def save(path: Path, model: AlexNet, optimizer: Momentum2012, state: TrainState,
         "seed": seed,
         "state": asdict(state),
     }
-    (temporary / STATE).write_text(json.dumps(record, indent=1) + "\n")
-    for entry in (*temporary.iterdir(), temporary):
-        _fsync(entry)
-    temporary.rename(path)
-    _fsync(path.parent)
+    text = json.dumps(record, indent=1) + "\n"
+    there = ranks.first and (path / STATE).is_file() and (path / STATE).read_text() == text
+    if ranks.any(there):
+        return
+    weights = ranks.collect({name: parameter.data for name, parameter in model.named_parameters()})
+    velocities = ranks.collect(optimizer.velocities())
+    if weights is not None and velocities is not None:
+        _write(path, weights, velocities, text)
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _write(path: Path, weights: dict[str, Tensor], velocities: dict[str, Tensor], text: str) -> None:
+    temporary, former = (path.with_name(f".{path.name}.{what}") for what in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_file(weights, temporary / WEIGHTS)
+        save_file(velocities, temporary / VELOCITIES)
+        (temporary / STATE).write_text(text)
+        for entry in (*temporary.iterdir(), temporary):
+            _fsync(entry)
+        if path.exists():  # the same step, now validated
+            path.rename(former)
+        temporary.rename(path)
+        _fsync(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{path}: could not be saved ({error})") from error
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
@@ -101,20 +122,53 @@ def latest(folder: Path) -> Path | None:
     return next(reversed(all_in(folder)), None)
 
 
+def updates(folder: Path) -> int:
+    """Updates of the latest checkpoint in `folder`, -1 where there is none: a number that ranks can tell each other."""
+    path = latest(folder)
+    return int(path.name.removeprefix("step-")) if path else -1
+
+
+def named(folder: Path, updates: int) -> Path | None:
+    """The checkpoint of that many updates, None for -1."""
+    return folder / _name(updates) if updates >= 0 else None
+
+
+def best(folder: Path) -> Path | None:
+    """The checkpoint of the lowest validation error in `folder`, the earliest of equals; None where none has one."""
+    errors = {path: _val_error(path) for path in all_in(folder)}
+    known = {path: error for path, error in errors.items() if error is not None}
+    return min(known, key=lambda path: known[path], default=None)
+
+
+def _val_error(path: Path) -> float | None:
+    try:
+        error: float | None = _read_state(path)["state"].get("val_error")
+    except ValueError:  # damaged: whoever resumes from it is told
+        return None
+    return error
+
+
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the last `keep` checkpoints; the whole network's takes half a gigabyte."""
+    """Removes all but the last `keep` checkpoints and the best one; the whole network's takes half a gigabyte. What an
+    attempt to save that was killed has left goes too."""
     assert keep > 0
-    for path in all_in(folder)[:-keep]:
+    for path in set(all_in(folder)[:-keep]) - {best(folder)}:
+        shutil.rmtree(path)
+    for path in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")):
         shutil.rmtree(path)
 
 
 def name_of(state: TrainState) -> str:
     """The folder name of a checkpoint at `state`."""
-    return f"step-{state.updates:09d}"
+    return _name(state.updates)
+
+
+def _name(updates: int) -> str:
+    return f"step-{updates:09d}"
 
 
 def restore(path: Path, model: AlexNet, optimizer: Momentum2012, seed: int) -> TrainState:
-    """Fills `model` and `optimizer` from a checkpoint and returns where it stood.
+    """Fills `model` and `optimizer`, of both towers or one, from a checkpoint and returns where it stood.
 
     Raises ValueError where it is of another recipe, network or seed, or is damaged.
     """
@@ -126,8 +180,8 @@ def restore(path: Path, model: AlexNet, optimizer: Momentum2012, seed: int) -> T
                 f"{path}: of another {what} ({_difference(record[what], value)}); use the one it was made with"
             )
     parameters = {name: p.data for name, p in model.named_parameters()}
-    _fill(path / WEIGHTS, parameters)
-    _fill(path / VELOCITIES, optimizer.velocities())
+    _fill(path / WEIGHTS, parameters, model.towers)
+    _fill(path / VELOCITIES, optimizer.velocities(), model.towers)
     fields = dict(record["state"])
     return TrainState(**{**fields, "plateau": PlateauState(**fields["plateau"])})
 
@@ -139,7 +193,7 @@ def load_model(path: Path, recipes: dict[str, Recipe]) -> AlexNet:
     if name not in recipes:
         raise ValueError(f"{path}: of recipe {name!r}, expected one of {', '.join(recipes)}")
     model = AlexNet(NetSpec(**record["spec"]), recipes[name])
-    _fill(path / WEIGHTS, {name: p.data for name, p in model.named_parameters()})
+    _fill(path / WEIGHTS, {name: p.data for name, p in model.named_parameters()}, TOWERS)
     return model
 
 
@@ -155,9 +209,16 @@ def _read_state(path: Path) -> dict[str, Any]:
     return record
 
 
-def _fill(path: Path, tensors: dict[str, Tensor]) -> None:
+def _fill(path: Path, tensors: dict[str, Tensor], towers: tuple[int, ...]) -> None:
+    """Reads the rows of `towers` into `tensors`."""
+    found: dict[str, Tensor] = {}
     try:
-        found = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            for name in list(file.keys()):
+                rows = file.get_slice(name)
+                piece: Tensor = rows[tower_rows(name, rows.get_shape()[0], towers)]
+                if len(piece):
+                    found[name] = piece
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: missing or damaged ({error}); use an earlier checkpoint") from error
     if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in tensors.items()}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unwritten: list[str] = []  # lines that found the disk full
 
     @property
     def checkpoints(self) -> Path:
@@ -38,10 +40,25 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(config, indent=1) + "\n")
 
+    def launch(self) -> str | None:
+        """What started the run, as its config says; None where it has not begun."""
+        path = self.path / CONFIG
+        found: str | None = json.loads(path.read_text()).get("launch") if path.is_file() else None
+        return found
+
     def log(self, line: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Adds a line to metrics.jsonl, whole. OSError where it could not; the next call then adds it first."""
+        self._unwritten.append(json.dumps(line) + "\n")
+        data = "".join(self._unwritten).encode()
+        with (self.path / METRICS).open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+            except OSError:
+                file.truncate(end)
+                raise
+        self._unwritten.clear()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that a crash cut short is left out."""

@@ -2,6 +2,7 @@
 
 The loop takes batches as they come and knows nothing of where they come from. A batch has `images` (N, 3, 224, 224),
 `labels` (N,), `epoch` and `step`; it must be the one of the state's epoch and step, so that a resumed run cannot slip.
+Every rank runs the same loop on its rows of each batch; losses, scores and rates are those of all ranks together.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from model.alexnet import AlexNet, DropoutDraws
 from model.checkpoint import TrainState
+from model.exchange import TowerExchange
 from model.optim import Momentum2012, set_rates
 from model.recipe import rates
 
 PRECISIONS = ("float32", "bfloat16")
+ALONE = TowerExchange()  # of a rank that has both towers and all rows
 
 
 class Batch(Protocol):
@@ -59,9 +62,10 @@ class LoopSettings:
     log_every: int = 20  # steps; reading the loss makes the host wait for the device
     precision: str = "float32"  # P: single precision
     max_updates: int | None = None  # stop here, on the schedule of `epochs`
+    save_every: int | None = None  # updates; besides the end of every epoch
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps_per_epoch", "log_every", "max_updates"):
+        for name in ("epochs", "steps_per_epoch", "log_every", "max_updates", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}, expected at least 1")
@@ -95,11 +99,12 @@ class Hooks:
     """What the loop asks and tells its caller.
 
     Attributes:
-        on_step: the number of images of a step and its times.
+        on_step: the number of images of a step, of all ranks, and its times on this one.
         on_log: a line for metrics.jsonl.
         validate: at the end of an epoch, given its number; returns the validation error, None where nobody validates.
-        save: at the end of an epoch, after validation: the state to keep.
-        stopped: asked after every step; True ends the loop.
+            May raise Interrupted: the loop then ends, and a resumed one begins with this validation.
+        save: at the end of an epoch, after validation, and where the settings say so: the state to keep.
+        stopped: asked after every step; True ends the loop. All ranks must get the same answer.
     """
 
     on_step: Callable[[int, StepTimes], None]
@@ -110,78 +115,135 @@ class Hooks:
 
 
 class Diverged(Exception):
-    """The loss is no longer a finite number."""
+    """The loss, or a weight, is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """Whoever started the run wants it to stop in the middle of a validation."""
 
 
 def train_step(
-    model: AlexNet, optimizer: Momentum2012, batch: Batch, draws: DropoutDraws, precision: str = "float32"
+    model: AlexNet,
+    optimizer: Momentum2012,
+    batch: Batch,
+    draws: DropoutDraws,
+    precision: str = "float32",
+    towers: TowerExchange = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """One update. Returns mean loss and share of right first guesses, as tensors on the device: nothing waits."""
+    """One update. Returns mean loss and share of right first guesses of this rank's rows, as tensors on the device:
+    nothing waits. Where tower 0 is not held both are 0, since there are no logits."""
     model.train()
-    with _autocast(batch.images.device, precision):
-        logits = model(batch.images, draws)
-    logits = logits.float()
-    loss = F.cross_entropy(logits, batch.labels)
+    with autocast(batch.images.device, precision):
+        logits = model(batch.images, draws, towers)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    correct = (logits.detach().argmax(dim=1) == batch.labels).float().mean()
+    if 0 in model.towers:
+        logits = logits.float()
+        loss = F.cross_entropy(logits, batch.labels)
+        share = loss / towers.ranks.place.data_ranks  # of the mean over the global batch
+        share.backward()  # type: ignore[no-untyped-call]
+        correct = (logits.detach().argmax(dim=1) == batch.labels).float().mean()
+    else:
+        logits.backward(torch.zeros_like(logits))  # type: ignore[no-untyped-call]
+        loss = correct = torch.zeros((), device=batch.images.device)
+    towers.finish_gradients()
+    with towers.ranks.spans.span("optimizer"):
+        optimizer.step()
     return loss.detach(), correct
 
 
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Where `precision` is bfloat16, products are computed in it; weights stay float32."""
     return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 class Trainer:
-    """The loop: network, update rule and where they stand."""
+    """The loop: network, update rule, where they stand, and what they need of other ranks."""
 
-    def __init__(self, model: AlexNet, optimizer: Momentum2012, settings: LoopSettings, state: TrainState) -> None:
+    def __init__(
+        self,
+        model: AlexNet,
+        optimizer: Momentum2012,
+        settings: LoopSettings,
+        state: TrainState,
+        towers: TowerExchange = ALONE,
+    ) -> None:
         self.model, self.optimizer, self.settings, self.state = model, optimizer, settings, state
+        self.towers, self.ranks = towers, towers.ranks
         self._pending: list[tuple[Tensor, Tensor]] = []  # results that are still on the device
         self._times: list[StepTimes] = []  # since the last line of metrics
 
     def fit(self, batches: Iterator[Batch], hooks: Hooks) -> bool:
         """Trains to the end of the run (True) or until `hooks.stopped` (False)."""
-        state, settings = self.state, self.settings
+        try:
+            self._fit(batches, hooks)
+        except Interrupted:
+            pass
+        self.settle()
+        return self.state.updates >= self.settings.updates and not self._validation_is_due
+
+    @property
+    def _validation_is_due(self) -> bool:
+        return self.state.step == self.settings.steps_per_epoch
+
+    def _fit(self, batches: Iterator[Batch], hooks: Hooks) -> None:
+        state, settings, ranks = self.state, self.settings, self.ranks
+        if self._validation_is_due:  # the run was stopped in it
+            self._end_epoch(hooks)
         self._begin_epoch()
         ended_s = time.perf_counter()
         while state.updates < settings.updates:
             started_s = time.perf_counter()
+            ranks.mark("waiting for its batch", state.updates + 1)
             batch = next(batches)
             got_s = time.perf_counter()
             self.step(batch)
+            images = len(batch.labels) * ranks.place.data_ranks
             previous_s, ended_s = ended_s, time.perf_counter()
             times = StepTimes(got_s - started_s, ended_s - got_s, ended_s - previous_s)
-            hooks.on_step(len(batch.labels), times)
+            hooks.on_step(images, times)
             self._times.append(times)
             if state.updates % settings.log_every == 0:
-                hooks.on_log(self._log_line(len(batch.labels)))
-            if state.step == settings.steps_per_epoch:
+                hooks.on_log(self._log_line(images))
+            if self._validation_is_due:
                 self._end_epoch(hooks)
+                ended_s = time.perf_counter()
+            elif settings.save_every and state.updates % settings.save_every == 0:
+                self.settle()
+                hooks.save(state)
                 ended_s = time.perf_counter()
             if hooks.stopped():
                 break
-        self.settle()
-        return state.updates >= settings.updates
 
     def step(self, batch: Batch) -> None:
         """Takes one step and moves the state."""
-        state = self.state
+        state, place = self.state, self.ranks.place
         assert (batch.epoch, batch.step) == (state.epoch, state.step), "the feed and the loop are at different steps"
-        draws = DropoutDraws(self.settings.seed, state.updates)
-        self._pending.append(train_step(self.model, self.optimizer, batch, draws, self.settings.precision))
+        images = len(batch.labels) * place.data_ranks
+        draws = DropoutDraws(self.settings.seed, state.updates, place.first_row(images), images)
+        self.ranks.mark("its own part of the step")
+        results = train_step(self.model, self.optimizer, batch, draws, self.settings.precision, self.towers)
+        self._pending.append(results)
         state.step += 1
         state.updates += 1
+        state.val_error = None
 
     def settle(self) -> None:
-        """Brings results home from the device into the state. Raises Diverged where a loss is not finite."""
-        self.state.losses += [loss.item() for loss, _ in self._pending]
-        self.state.corrects += [correct.item() for _, correct in self._pending]
+        """Brings results home from the device, and from all ranks, into the state. Raises Diverged, on all of them,
+        where a loss or a weight is not finite."""
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()
+        results = [torch.stack(pair) for pair in self._pending]
+        values = torch.stack([*results, finite.logical_not().float().expand(2)]).double().cpu()
+        values = self.ranks.total(values)
         self._pending.clear()
+        self.ranks.spans.fold()
+        means = (values[:-1] / self.ranks.place.data_ranks).tolist()
+        self.state.losses += [loss for loss, _ in means]
+        self.state.corrects += [correct for _, correct in means]
         for back, loss in enumerate(reversed(self.state.losses)):
             if not math.isfinite(loss):
                 raise Diverged(f"loss {loss} at update {self.state.updates - back}; lower the rates (--rate-scale)")
+        if values[-1, 0] > 0:
+            raise Diverged(f"weights are not finite after update {self.state.updates}; lower the rates (--rate-scale)")
 
     def _begin_epoch(self) -> None:
         state, settings = self.state, self.settings
@@ -196,6 +258,7 @@ class Trainer:
         error = hooks.validate(state.epoch)
         if error is not None and plateau is not None:
             state.plateau = state.plateau.step(error, plateau)
+        state.val_error = error
         state.epoch, state.step = state.epoch + 1, 0
         hooks.save(state)
         self._begin_epoch()
@@ -230,25 +293,43 @@ class Scores:
     images: int
 
 
+def never() -> bool:
+    """For those whom nobody stops."""
+    return False
+
+
 @torch.no_grad()
-def evaluate(model: AlexNet, batches: Iterable[Batch], precision: str = "float32") -> Scores:
-    """Scores of `model` on batches of views (N, views, 3, 224, 224).
+def evaluate(
+    model: AlexNet,
+    batches: Iterable[Batch],
+    precision: str = "float32",
+    towers: TowerExchange = ALONE,
+    stopped: Callable[[], bool] = never,
+) -> Scores:
+    """Scores of `model` on batches of views (N, views, 3, 224, 224), this rank's; the scores are over all ranks'.
 
     The probabilities of a picture's views are averaged, and all scores come from the average (P 4.1; layer.cu:1804).
+    Raises Interrupted where `stopped`, asked after every batch, says so.
     """
     model.eval()
-    sums, images = torch.zeros(3, dtype=torch.float64), 0
+    sums = torch.zeros(4, dtype=torch.float64)  # loss, hits of 1 and of 5, images
     for batch in batches:
         count, views = batch.images.shape[:2]
-        with _autocast(batch.images.device, precision):
-            logits = model(batch.images.flatten(0, 1))
-        probabilities = logits.double().softmax(dim=1).view(count, views, -1).mean(dim=1)
-        right = probabilities.gather(1, batch.labels[:, None])
-        scores = (-right.log().sum(), hits(probabilities, right, 1).sum(), hits(probabilities, right, 5).sum())
-        sums += torch.stack(scores).cpu()
-        images += count
-    loss, top1, top5 = (sums / images).tolist()
-    return Scores(loss, top1, top5, images)
+        if count:  # a pair's share of the last batch may be none
+            with autocast(batch.images.device, precision):
+                logits = model(batch.images.flatten(0, 1), exchange=towers)
+            if 0 in model.towers:
+                sums += torch.stack([*_scores(logits, batch.labels, views), logits.new_tensor(count).double()]).cpu()
+        if stopped():
+            raise Interrupted
+    loss, top1, top5, images = towers.ranks.total(sums).tolist()
+    return Scores(loss / images, top1 / images, top5 / images, round(images))
+
+
+def _scores(logits: Tensor, labels: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    probabilities = logits.double().softmax(dim=1).view(len(labels), views, -1).mean(dim=1)
+    right = probabilities.gather(1, labels[:, None])
+    return -right.log().sum(), hits(probabilities, right, 1).sum(), hits(probabilities, right, 5).sum()
 
 
 def hits(probabilities: Tensor, right: Tensor, k: int) -> Tensor:
@@ -260,25 +341,33 @@ def hits(probabilities: Tensor, right: Tensor, k: int) -> Tensor:
 
 
 def replay_rate(
-    model: AlexNet, optimizer: Momentum2012, batches: Sequence[Batch], seconds: float, precision: str = "float32"
+    model: AlexNet,
+    optimizer: Momentum2012,
+    batches: Sequence[Batch],
+    seconds: float,
+    precision: str = "float32",
+    towers: TowerExchange = ALONE,
 ) -> float:
-    """Demand: img/s of training steps on batches that are already there, over and over for `seconds`.
+    """Demand: img/s, of all ranks, of training steps on batches that are already there, over and over for `seconds`.
 
-    The steps are real and change the weights: measure after the last checkpoint.
+    The steps are real and change the weights: measure after the last checkpoint. All ranks take the same number.
     """
-    device = batches[0].images.device
-    train_step(model, optimizer, batches[0], DropoutDraws(0, 0), precision)  # first-use costs are not demand
-    images = steps = 0
-    _wait_for(device)
+    ranks, device = towers.ranks, batches[0].images.device
+    images = len(batches[0].labels) * ranks.place.data_ranks
+    draws = [DropoutDraws(0, step, ranks.place.first_row(images), images) for step in range(len(batches))]
+    train_step(model, optimizer, batches[0], draws[0], precision, towers)  # first-use costs are not demand
+    steps = 0
+    wait_for(device)
     started_s = time.perf_counter()
-    while time.perf_counter() - started_s < seconds:
-        for batch in batches:
-            train_step(model, optimizer, batch, DropoutDraws(0, steps), precision)
-            images, steps = images + len(batch.labels), steps + 1
-        _wait_for(device)
-    return images / (time.perf_counter() - started_s)
+    while ranks.any(time.perf_counter() - started_s < seconds):
+        for batch, draw in zip(batches, draws, strict=True):
+            train_step(model, optimizer, batch, draw, precision, towers)
+        steps += len(batches)
+        wait_for(device)
+    return images * steps / (time.perf_counter() - started_s)
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done all it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -136,25 +136,32 @@ class TrainFeed:
         self.close()
 
 
-def view_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, views: int = 1) -> Iterator[Batch]:
+def view_feed(
+    shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, views: int = 1, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
     """Every sample exactly once, in the order of ids, unlit: images (N, views, 3, 224, 224); the last batch is short.
 
-    1 view is the centre crop, 10 are P 4.1's corners, centre and their mirror images. Close the iterator, or use it up.
+    1 view is the centre crop, 10 are P 4.1's corners, centre and their mirror images. Every rank gets as many batches,
+    of which it has its rows; of the last one that may be none. Close the iterator, or use it up.
     """
     if views not in (1, 10):
         raise ValueError(f"{views} views; choose 1 (the centre) or 10 (corners, centre and their mirror images)")
-    batches = -(-len(shards) // settings.batch)
-    if not batches:
-        return
-    engine = _engine(settings, settings.batch)
-    depth = min(engine.queue_depth, batches)
-    graph = view_graph(replace(engine, queue_depth=depth), views, basis.mean.tolist())
-    runner, finish = _Runner(graph, shards, _view_work(shards, settings), depth), _Finish(basis, settings)
-    try:
-        for _ in range(batches):
-            yield finish(*runner.next(finish.stream))
-    finally:
-        runner.close()
+    shares = [len(ids) for ids in evaluation_batches(len(shards), settings.batch, rank, ranks)]
+    batches = sum(share > 0 for share in shares)
+    if batches:
+        engine = _engine(settings, max(shares))
+        depth = min(engine.queue_depth, batches)
+        graph = view_graph(replace(engine, queue_depth=depth), views, basis.mean.tolist())
+        work = _view_work(shards, settings, rank, ranks)
+        runner, finish = _Runner(graph, shards, work, depth), _Finish(basis, settings)
+        try:
+            for _ in range(batches):
+                yield finish(*runner.next(finish.stream))
+        finally:
+            runner.close()
+    for step in range(batches, len(shares)):
+        none = torch.empty(0, dtype=torch.int64, device=settings.device)
+        yield Batch(torch.empty(0, views, 3, CROP, CROP, device=settings.device), none, none, 0, step)
 
 
 def stage_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stage: Stage) -> Iterator[Ids]:
@@ -224,10 +231,11 @@ def _training(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, epoch
     return _Work(epoch, step, ids, _inputs(shards, ids, arrays), divisor)
 
 
-def _view_work(shards: ShardSet, settings: FeedSettings) -> Generator[_Work]:
-    for step, ids in enumerate(evaluation_batches(len(shards), settings.batch)):
+def _view_work(shards: ShardSet, settings: FeedSettings, rank: int, ranks: int) -> Generator[_Work]:
+    for step, ids in enumerate(evaluation_batches(len(shards), settings.batch, rank, ranks)):
         nowhere = np.zeros_like(ids)
-        yield _Work(0, step, ids, _inputs(shards, ids, _places(shards, ids, nowhere, nowhere, STORED)), 1.0)
+        if len(ids):
+            yield _Work(0, step, ids, _inputs(shards, ids, _places(shards, ids, nowhere, nowhere, STORED)), 1.0)
 
 
 def _places(shards: ShardSet, ids: Ids, left: Ids, top: Ids, crop: int) -> dict[str, NDArray[Any]]:

@@ -46,7 +46,12 @@ def batch_ids(order: NDArray[np.int64], step: int, batch: int, rank: int = 0, ra
     return order[start : start + rows]
 
 
-def evaluation_batches(samples: int, batch: int) -> Iterator[NDArray[np.int64]]:
-    """Ids 0 to samples - 1 in that order, which is the order of their bytes; the last batch may be short."""
+def evaluation_batches(samples: int, batch: int, rank: int = 0, ranks: int = 1) -> Iterator[NDArray[np.int64]]:
+    """Ids 0 to samples - 1 in that order, which is the order of their bytes; the last batch may be short.
+
+    Of every batch `rank` gets a run of rows. The ranks' parts, one after another, are the batch; they differ by one row
+    at most, and of a short batch a rank may get none.
+    """
     for start in range(0, samples, batch):
-        yield np.arange(start, min(start + batch, samples))
+        rows = min(batch, samples - start)
+        yield np.arange(start + rows * rank // ranks, start + rows * (rank + 1) // ranks)

@@ -1,7 +1,7 @@
 """Does training wait for its input, for which part, and what to change.
 
 The method is differential: rates measured apart (the feed alone and cut short, the trainer on replayed batches) explain
-the rate measured together. All rates are img/s of one rank, all times seconds per image unless a name says otherwise.
+the rate measured together. Rates are img/s of all ranks together, times seconds per image unless a name says otherwise.
 
     supply     the feed alone                     AU         together / demand
     demand     the trainer on replayed batches    stall      1 - AU, in parts that add up
@@ -24,7 +24,7 @@ PARTS = (*INPUT_PARTS, "contention", "unexplained")
 @dataclass(frozen=True)
 class FeedRates:
     """img/s of the feed alone: the whole, and cut short after reading, after decoding and before the move to the device
-    (`augmented`; equals `supply` where batches are made on the training device)."""
+    or the swap of halves between ranks (`augmented`; equals `supply` where there is neither)."""
 
     read: float
     decoded: float
@@ -54,12 +54,12 @@ class StepClocks:
 
     def __init__(self) -> None:
         self.images, self.waits_s, self.steps_s, self._loops_s = 0, list[float](), list[float](), list[float]()
-        self._begun = False
+        self.begun = False  # whether there was a first step
 
     def add(self, images: int, wait_s: float, step_s: float, loop_s: float) -> None:
         """Takes in one step; `loop_s` is the time since the step before ended."""
-        if not self._begun:
-            self._begun = True
+        if not self.begun:
+            self.begun = True
             return
         self.images += images
         self.waits_s.append(wait_s)
@@ -135,7 +135,7 @@ _ACTIONS = {
     "storage": "move the shards to a faster disk or into memory",
     "decode": "give the feed more --threads or cores, or shard with --stored square (a quarter less to decode)",
     "augment": "give the feed more --threads or cores",
-    "transfer": "build the batches on the training device (--device cuda)",
+    "transfer": "build the batches on the training device (--device cuda); between ranks, give them a faster link",
 }
 
 

@@ -32,6 +32,9 @@ MAY_USE = {
     "model/recipe.py": set(),
     "model/alexnet.py": {"torch"},
     "model/optim.py": {"torch"},
+    "model/ranks.py": {"torch"},
+    "model/exchange.py": {"torch"},
+    "model/watch.py": {"torch"},
     "model/checkpoint.py": {"torch", "safetensors"},
     "model/trainer.py": {"torch"},
 }

@@ -94,6 +94,17 @@ def test_view_feed_sees_every_sample_once(shards, basis):
     assert torch.cat([batch.labels for batch in batches]).tolist() == shards.index["label"].tolist()
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_view_feed_is_shared_by_ranks(shards, basis, ranks):
+    """Every rank gets as many batches; their parts, one after another, are the batch, even where one has no row."""
+    whole = list(view_feed(shards, basis, settings()))
+    parts = [list(view_feed(shards, basis, settings(), rank=rank, ranks=ranks)) for rank in range(ranks)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for name in ("images", "labels", "ids"):
+            assert torch.equal(getattr(batch, name), torch.cat([getattr(share, name) for share in shares]))
+    assert [len(share[-1].ids) for share in parts] == {2: [1, 2], 4: [0, 1, 1, 1]}[ranks]
+
+
 def test_view_feed_of_fewer_batches_than_the_queue_holds(shards, basis):
     """One batch, short at that, is a whole pass."""
     (batch,) = view_feed(shards, basis, settings(batch=40, queue_depth=3))

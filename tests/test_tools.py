@@ -115,6 +115,31 @@ def test_bench_loader_prints_a_table_and_a_json_line(road: Path, tmp_path: Path)
     assert printed == json.loads((tmp_path / "b.json").read_text())
 
 
+def test_bench_towers_measures_three_layouts_and_draws_a_conclusion(tmp_path: Path):
+    """A step is the sum of its parts; only the layouts that wait have something to wait for."""
+    args = [
+        "--device",
+        "cpu",
+        "--width",
+        0.05,
+        "--batch",
+        4,
+        "--steps",
+        2,
+        "--rounds",
+        1,
+        "--json",
+        tmp_path / "t.json",
+    ]
+    assert "fastest    " in ran(tool("bench_towers", *args))
+    layouts = json.loads((tmp_path / "t.json").read_text())["layouts"]
+    assert list(layouts) == ["one rank", "tower pair", "data pair"]
+    for name, found in layouts.items():
+        parts = [found[f"{part}_s"] for part in ("compute", "exchange", "swap", "sums", "optimizer")]
+        assert found["step_s"] == pytest.approx(sum(parts))
+        assert (found["exchange_s"] > 0, found["sums_s"] > 0) == (name == "tower pair", name == "data pair")
+
+
 def test_a_truncated_image_over_the_limit_ends_with_1(road: Path, tmp_path: Path):
     done = tool("make_shards", road / "sample", tmp_path / "out", "--split", "train", "--max-quarantine", 0)
     ran(done, code=1)
@@ -182,6 +207,8 @@ def broken(what: str, road: Path, tmp: Path) -> list[object]:
             return ["make_shards", tmp, "--verify"]
         case "no checkpoint":
             return ["evaluate", road / "shards" / "val", tmp]
+        case "no cuda to train on":
+            return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--device", "cuda"]
         case "no cuda":
             return ["bench_loader", road / "shards" / "train", "--device", "cuda"]
     raise AssertionError(what)
@@ -209,12 +236,13 @@ WRONG: dict[str, str] = {
     "nothing to verify": "no train or val folder here",
     "no checkpoint": "no checkpoint here (no state.json)",
     "no cuda": "torch sees no CUDA device here",
+    "no cuda to train on": "torch sees no CUDA device here",
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_input_gets_one_line_and_code_2(what: str, road: Path, tmp_path: Path):
-    if what == "no cuda" and __import__("torch").cuda.is_available():
+    if what.startswith("no cuda") and __import__("torch").cuda.is_available():
         pytest.skip("there is a CUDA device")
     args = broken(what, road, tmp_path)
     before = sorted(str(path) for path in tmp_path.rglob("*"))

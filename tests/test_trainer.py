@@ -20,7 +20,7 @@ from model.checkpoint import TrainState, latest, load_model, restore, save
 from model.optim import Momentum2012
 from model.recipe import PAPER, RECIPES, SOURCE2012, Plateau, Recipe, rates
 from model.runs import RunFolder
-from model.trainer import Diverged, Hooks, LoopSettings, Trainer, evaluate, hits, replay_rate, train_step
+from model.trainer import Diverged, Hooks, Interrupted, LoopSettings, Trainer, evaluate, hits, replay_rate, train_step
 
 SPEC = NetSpec(classes=5, width=0.05)
 STEPS = 3  # an epoch
@@ -39,6 +39,8 @@ class FakeBatch:
 
 
 def batches(epoch: int = 0, step: int = 0) -> Iterator[FakeBatch]:
+    if step == STEPS:  # the end of an epoch is the start of the next
+        epoch, step = epoch + 1, 0
     while True:
         generator = torch.Generator().manual_seed(100 * epoch + step)
         labels = torch.randint(5, (BATCH,), generator=generator)
@@ -109,6 +111,27 @@ def test_stopped_at_any_step_and_resumed_equals_uninterrupted(stop_at: int, whol
     assert values(first.lines + second.lines) == lines
     for name in (checkpoint.WEIGHTS, checkpoint.VELOCITIES, checkpoint.STATE):
         assert (latest(tmp_path) / name).read_bytes() == (latest(folder) / name).read_bytes()
+
+
+def test_stopped_in_a_validation_and_resumed_equals_uninterrupted(whole, tmp_path: Path):
+    """The state of its epoch's last step is saved; a resumed run validates first, and saves that state as validated."""
+
+    class Stopped(Recorder):
+        def hooks(self, trainer: Trainer) -> Hooks:
+            def validate(epoch: int) -> float | None:
+                if epoch == 1:
+                    raise Interrupted
+                return None
+
+            return replace(super().hooks(trainer), validate=validate)
+
+    first, second = Stopped(tmp_path), Recorder(tmp_path, errors={1: 0.25})
+    trainer = run(tmp_path, first, log_every=2)
+    assert (trainer.state.epoch, trainer.state.step, trainer.state.updates) == (1, STEPS, 2 * STEPS)
+    run(tmp_path, second, log_every=2)
+    assert values(first.lines + second.lines) == whole[1]
+    assert checkpoint.best(tmp_path) == tmp_path / f"step-{2 * STEPS:09d}"
+    assert (latest(tmp_path) / checkpoint.WEIGHTS).read_bytes() == (latest(whole[0]) / checkpoint.WEIGHTS).read_bytes()
 
 
 def test_killed_between_checkpoints_the_steps_since_are_taken_again(whole, tmp_path: Path):

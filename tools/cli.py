@@ -48,14 +48,16 @@ class Progress:
     """Progress of long work on stderr, with rate and remaining time: a bar on a terminal, plain lines elsewhere.
 
     Used as a context manager; calling it with `n` counts n more units done. `note` is shown behind the rate. Without a
-    `total` there is no remaining time, and nothing is said of work that turned out to be none.
+    `total` there is no remaining time, and nothing is said of work that turned out to be none. `quiet` says nothing at
+    all: of several ranks one speaks.
     """
 
-    def __init__(self, what: str, total: int | None, unit: str = "img", done: int = 0) -> None:
-        self.what, self.total, self.unit, self.note = what, total, unit, ""
+    def __init__(self, what: str, total: int | None, unit: str = "img", done: int = 0, quiet: bool = False) -> None:
+        self.what, self.total, self.unit, self.note, self.quiet = what, total, unit, "", quiet
         self.done = self.done_before = done
         self.started_s = self.printed_s = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit, delay=0.5) if sys.stderr.isatty() else None
+        shown = sys.stderr.isatty() and not quiet
+        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit, delay=0.5) if shown else None
 
     def __enter__(self) -> Progress:
         return self
@@ -63,7 +65,7 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif error is None and self.done > self.done_before:
+        elif error is None and self.done > self.done_before and not self.quiet:
             self._print_line()
 
     def __call__(self, n: int) -> None:
@@ -72,12 +74,13 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(n)
-        elif time.monotonic() - self.printed_s >= PLAIN_LINE_EVERY_S:
+        elif time.monotonic() - self.printed_s >= PLAIN_LINE_EVERY_S and not self.quiet:
             self._print_line()
 
     def say(self, line: str) -> None:
         """Prints a line to stdout, above the bar where there is one."""
-        tqdm.write(line) if self.bar is not None else print(line, flush=True)
+        if not self.quiet:
+            tqdm.write(line) if self.bar is not None else print(line, flush=True)
 
     def _print_line(self) -> None:
         self.printed_s = time.monotonic()

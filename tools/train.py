@@ -1,47 +1,74 @@
 """Trains the network of 2012 from a shard set and says what training waited for.
 
     python tools/train.py data/sample-256/train --val data/sample-256/val --run first
+    torchrun --nproc-per-node 2 tools/train.py data/sample-256/train --val data/sample-256/val --run first
 
 Writes runs/NAME/: config.json, metrics.jsonl, checkpoints/, stall.json. SIGTERM saves a checkpoint after the step in
-hand and exits with 0; --resume goes on from the last one, with the numbers of a run that was never stopped. Exits with
-1 when the loss is no longer a number, with 2 on wrong input.
+hand and exits with 0; --resume goes on from the last one, with the numbers of a run that was never stopped, on as many
+ranks as it now has. With two ranks each has a tower, with 4, 8, ... there are as many pairs; ranks that torchrun
+started again after a failure resume by themselves. Exits with 1 when the loss is no longer a number, when a rank hangs,
+or when the last checkpoint could not be saved; with 2 on wrong input.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import platform
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
+import psutil
 import torch
 from cli import Progress, run
 
 from model import checkpoint, recipe
-from model.alexnet import AlexNet, NetSpec
+from model.alexnet import AlexNet, NetSpec, layer_table
 from model.checkpoint import TrainState
+from model.exchange import TowerExchange, joined, step_bytes
 from model.optim import Momentum2012
+from model.ranks import Layout, Ranks, cores_here, no_mark, ranks_here, restarts, start
 from model.runs import STALL, RunFolder, write_atomically
-from model.trainer import PRECISIONS, Diverged, Hooks, LoopSettings, Scores, StepTimes, Trainer, evaluate, replay_rate
+from model.trainer import (
+    PRECISIONS,
+    Batch,
+    Diverged,
+    Hooks,
+    LoopSettings,
+    Scores,
+    StepTimes,
+    Trainer,
+    evaluate,
+    replay_rate,
+    wait_for,
+)
+from model.watch import Watch
 from pipeline import eigenbasis, stall
 from pipeline.augment import Lighting
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.graphs import Stage
-from pipeline.loader import Device, FeedSettings, TrainFeed, stage_sizes, view_feed
-from pipeline.order import steps_per_epoch
+from pipeline.loader import Device, FeedSettings, TrainFeed, default_threads, stage_sizes, view_feed
+from pipeline.order import local_batch, steps_per_epoch
 from pipeline.rates import measure_rates
 from pipeline.shards import ShardSet, open_shards
 
 REPLAYED = 4  # batches: enough that none stays in a processor's cache
-KEPT = 3  # checkpoints: the last one, and two to go back to
+KEPT = 3  # checkpoints: the last one, and two to go back to; the best one besides
 ROUNDS = 2  # of the feed's stages in turn
+WAITS = {"swap": "halves of images", "exchange": "maps and their gradients", "sums": "sums of gradients"}
+
+Result = TypeVar("Result")
 
 
 def parse() -> argparse.Namespace:
@@ -63,7 +90,10 @@ def parse() -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default: %(default)s")
     add("--width", type=float, default=1.0, metavar="W", help="scales the maps, for small machines; default: 1")
     add("--rate-scale", type=float, default=1.0, metavar="X", help="scales all learning rates; default: 1")
-    add("--threads", type=int, metavar="N", help="of the feed; default: one more than cores, at most 8")
+    add("--threads", type=int, metavar="N", help="of a rank's feed; default: one more than its cores, at most 8")
+    add("--layout", choices=get_args(Layout), default="towers", help="of several ranks; default: a tower on each")
+    add("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch; default: at its end only")
+    add("--hang-seconds", type=float, default=300.0, metavar="S", help="a rank this late ends the job; default: 300")
     add("--stall-seconds", type=float, default=4.0, metavar="S", help="for each rate of the stall report; 0: no report")
     add("--log-every", type=int, default=20, metavar="STEPS", help="default: %(default)s")
     return parser.parse_args()
@@ -82,11 +112,18 @@ class Job:
     loop: LoopSettings
     folder: RunFolder
     stall_s: float
+    hang_s: float
+    ranks: Ranks
 
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
-        return torch.device(self.feed.device)
+        return self.ranks.device
+
+    def local_feed(self, epoch: int = 0, step: int = 0) -> TrainFeed:
+        """The feed of the rows that this rank decodes."""
+        place = self.ranks.place
+        return TrainFeed(self.shards, self.basis, self.feed, epoch, step, place.rank, place.world)
 
     def config(self) -> dict[str, Any]:
         """For config.json: what decides the numbers, and where they were made."""
@@ -105,6 +142,8 @@ class Job:
             "train": str(self.shards.folder),
             "val": str(self.val.folder) if self.val else None,
             "python": platform.python_version(),
+            "ranks": asdict(self.ranks.place),
+            "launch": launch(),
             "versions": {name: version(name) for name in ("torch", "nvidia-dali-cuda120", "numpy")},
             "git_commit": git_commit(),
         }
@@ -119,13 +158,24 @@ def git_commit() -> str | None:
         return None
 
 
-def resolve(args: argparse.Namespace) -> Job:
+def launch() -> str | None:
+    """What started the ranks: torchrun's process, the same when it starts them again. None without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    agent = psutil.Process(os.getppid())
+    return f"{platform.node()} {agent.pid} {agent.create_time()}"
+
+
+def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     """Opens and checks everything that the arguments name."""
-    device: Device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is cuda, but torch sees no CUDA device here; use --device cpu, or install a CUDA torch"
+        )
     rules = replace(recipe.recipe(args.recipe), rate_scale=args.rate_scale)
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its rates by the validation error; add --val SHARDS")
-    with Progress("hashing tars", None, "B") as progress:
+    with Progress("hashing tars", None, "B", quiet=not ranks.first) as progress:
         shards = open_shards(args.shards, progress)
         val = open_shards(args.val, progress) if args.val else None
     if val is not None and val.manifest.classes != shards.manifest.classes:
@@ -139,13 +189,22 @@ def resolve(args: argparse.Namespace) -> Job:
         lighting_until=first_epoch_without_noise(rules, epochs),
         mean=rules.mean,
         positions=rules.crop_positions,
-        **({"threads": args.threads} if args.threads is not None else {}),
+        threads=args.threads if args.threads is not None else feed_threads(),
     )
+    local_batch(feed.batch, ranks.place.world)
     steps = steps_per_epoch(len(shards), feed.batch)
-    loop = LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps)
+    loop = LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps, args.save_every)
+    if not 0 < args.hang_seconds < math.inf:
+        raise ValueError(f"--hang-seconds {args.hang_seconds:g}, expected a positive number")
     basis = eigenbasis.load(args.shards / "eigenbasis.json", shards)
     spec = NetSpec(len(shards.manifest.classes), args.width)
-    return Job(shards, val, basis, rules, spec, feed, loop, RunFolder(args.runs / args.run), args.stall_seconds)
+    folder = RunFolder(args.runs / args.run)
+    return Job(shards, val, basis, rules, spec, feed, loop, folder, args.stall_seconds, args.hang_seconds, ranks)
+
+
+def feed_threads() -> int:
+    """The feed's own default, of this rank's share of the machine's cores."""
+    return default_threads() if ranks_here() == 1 else min(8, cores_here() + 1)
 
 
 def first_epoch_without_noise(rules: recipe.Recipe, epochs: int) -> int:
@@ -154,41 +213,81 @@ def first_epoch_without_noise(rules: recipe.Recipe, epochs: int) -> int:
 
 
 def main() -> int:
-    """Trains, then measures what training waited for."""
+    """Meets the other ranks, trains, then measures what training waited for."""
     args = parse()
-    job = resolve(args)
-    job.folder.begin(job.config(), args.resume)
-    model = AlexNet(job.spec, job.recipe, seed=job.loop.seed).to(job.device)
-    rates = recipe.rates(job.recipe, 0, job.loop.epochs)
-    optimizer = Momentum2012(model.named_parameters(), job.recipe, rates)
-    last = checkpoint.latest(job.folder.checkpoints)
+    device: Device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    ranks = start(args.layout, device, 2 * max(args.hang_seconds, 30.0))  # so that the watch speaks first
+    job = in_turn(ranks, lambda: resolve(args, device, ranks))
+    resume = args.resume or (restarts() > 0 and job.folder.launch() == launch())
+    in_turn(ranks, lambda: job.folder.begin(job.config(), resume) if ranks.first else None)
+    code = train_and_report(job)
+    ranks.leave()
+    return code
+
+
+def in_turn(ranks: Ranks, do: Callable[[], Result]) -> Result:
+    """Has the first rank `do` something, then all others; where the first fails they end, for it has said why."""
+    if not ranks.first:
+        if ranks.any(False):
+            sys.exit(2)
+        return do()
+    try:
+        result = do()
+    except (ValueError, OSError):
+        ranks.any(True)
+        raise
+    ranks.any(False)
+    return result
+
+
+def train_and_report(job: Job) -> int:
+    """The run from its last checkpoint on; returns the exit code."""
+    ranks, folder = job.ranks, job.folder
+    model = AlexNet(job.spec, job.recipe, ranks.place.towers, job.loop.seed).to(job.device)
+    optimizer = Momentum2012(model.named_parameters(), job.recipe, recipe.rates(job.recipe, 0, job.loop.epochs))
+    last = checkpoint.named(folder.checkpoints, ranks.largest(checkpoint.updates(folder.checkpoints)))
     state = checkpoint.restore(last, model, optimizer, job.loop.seed) if last else TrainState.start()
-    job.folder.forget_after(state.updates)
-    describe(job, model, state)
+    if ranks.first:
+        folder.forget_after(state.updates)
+        describe(job, model, state)
+    trainer = Trainer(model, optimizer, job.loop, state, TowerExchange(ranks, model))
     clocks = stall.StepClocks()
     try:
-        finished = train(job, model, optimizer, state, clocks)
+        finished, saved = train(job, trainer, clocks)
     except Diverged as error:
-        print(f"train.py: {error}; checkpoints are in {job.folder.checkpoints}", file=sys.stderr)
+        if ranks.first:
+            print(f"train.py: {error}; checkpoints are in {folder.checkpoints}", file=sys.stderr)
         return 1
+    say = print if ranks.first else ignore
     if not finished:
-        print(f"stopped after update {state.updates:,}; the same command with --resume goes on from there")
-        return 0
-    report(job, model, optimizer, clocks)
-    print(f"run folder: {job.folder.path}")
-    return 0
+        say(f"stopped after update {state.updates:,}; the same command with --resume goes on from there")
+        return 0 if saved else 1
+    waits_s = ranks.spans.take()
+    report(job, trainer, clocks, waits_s)
+    if best := checkpoint.best(folder.checkpoints):
+        say(f"best checkpoint: {best}")
+    say(f"run folder: {folder.path}")
+    return 0 if saved else 1
+
+
+def ignore(*_: object) -> None:
+    """What the ranks that are not the first have to say."""
 
 
 def describe(job: Job, model: AlexNet, state: TrainState) -> None:
     """The run in a few lines, before it starts."""
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(s.weights + s.biases for s in layer_table(job.spec, job.recipe))
+    place = job.ranks.place
+    where = "both towers here" if place.world == 1 else f"both on each of {place.world} ranks"
+    if place.is_pair:
+        where = "a tower on each rank of a pair"
     print(
         f"recipe     {job.recipe.name}, rates x {job.recipe.rate_scale:g}, batch {job.feed.batch}, seed {job.loop.seed}"
     )
-    print(
-        f"network    {parameters:,} parameters, width {job.spec.width:g}, {job.spec.classes} classes, both towers here"
-    )
+    print(f"network    {parameters:,} parameters, width {job.spec.width:g}, {job.spec.classes} classes, {where}")
     print(f"device     {job.feed.device}, {job.loop.precision}, feed with {job.feed.threads} threads")
+    if place.world > 1:
+        print("\n".join(describe_ranks(job)))
     print(
         f"data       {len(job.shards):,} samples, {job.loop.steps_per_epoch} steps an epoch, {job.loop.epochs} epochs"
     )
@@ -196,79 +295,207 @@ def describe(job: Job, model: AlexNet, state: TrainState) -> None:
         print(f"resumed    after update {state.updates:,}, epoch {state.epoch}")
 
 
-def train(job: Job, model: AlexNet, optimizer: Momentum2012, state: TrainState, clocks: stall.StepClocks) -> bool:
-    """Runs the loop; True when the run is complete, False when SIGTERM stopped it. The state is saved in both cases."""
-    stopped = False
+def describe_ranks(job: Job) -> list[str]:
+    """How the ranks are laid out and the bytes that rank 0, and its peer, are going to send in a step."""
+    ranks, place = job.ranks, job.ranks.place
+    parts = f"{place.data_ranks} part{'s' if place.data_ranks > 1 else ''} of the batch"
+    lines = [f"ranks      {place.world}, by {ranks.backend}: {parts}, {place.tower_ranks} ranks to each"]
+    if ranks.shared_gpu:
+        lines.append("           THEY SHARE A GPU: a run for correctness; its speed means nothing")
+    for rank in range(place.tower_ranks):
+        found = step_bytes(replace(place, rank=rank), job.spec, job.recipe, job.feed.batch, job.loop.precision)
+        lines.append(f"{'a step' if not rank else '':<10} rank {rank} sends {format_bytes(found)}, by calculation")
+    return lines
+
+
+def format_bytes(sent: dict[str, int]) -> str:
+    """Bytes by kind, exactly."""
+    return ", ".join(f"{kind} {count:,}" for kind, count in sent.items()) + " bytes"
+
+
+def check_bytes(job: Job) -> None:
+    """After the first step: counted is what was calculated. The images of the next batch are on their way by then."""
+    ranks = job.ranks
+    counted = {kind: count // 2 if kind == "images" else count for kind, count in ranks.sent.items()}
+    calculated = step_bytes(ranks.place, job.spec, job.recipe, job.feed.batch, job.loop.precision)
+    assert counted == calculated, f"rank {ranks.place.rank} sent {counted}, calculated {calculated}"
+    if ranks.first and counted:
+        print(f"counted    rank 0 sent {format_bytes(counted)}, as calculated", flush=True)
+
+
+def train(job: Job, trainer: Trainer, clocks: stall.StepClocks) -> tuple[bool, bool]:
+    """Runs the loop. Returns whether the run is complete (SIGTERM stops it before) and whether its state is saved."""
+    ranks, state = job.ranks, trainer.state
+    stopping = saved = warned = False
 
     def stop(signum: int, frame: object) -> None:
-        nonlocal stopped
-        stopped = True
+        nonlocal stopping
+        stopping = True
+
+    def stopped() -> bool:
+        return ranks.any(stopping)
 
     def save(state: TrainState) -> None:
-        path = job.folder.checkpoints / checkpoint.name_of(state)
-        checkpoint.save(path, model, optimizer, state, job.loop.seed)
-        checkpoint.prune(job.folder.checkpoints, KEPT)
+        nonlocal saved
+        ranks.mark("saving a checkpoint")
+        saved = save_checkpoint(job, trainer)
 
     batch, updates = job.feed.batch, job.loop.updates
     previous = signal.signal(signal.SIGTERM, stop)
-    trainer = Trainer(model, optimizer, job.loop, state)
+    ranks.sent.clear()
     with (
-        TrainFeed(job.shards, job.basis, job.feed, state.epoch, state.step) as feed,
-        Progress("training", updates * batch, done=state.updates * batch) as progress,
+        watching(job),
+        job.local_feed(state.epoch, state.step) as feed,
+        closing(joined(feed, ranks)) as batches,
+        Progress("training", updates * batch, done=state.updates * batch, quiet=not ranks.first) as progress,
     ):
 
         def on_step(images: int, times: StepTimes) -> None:
+            if not clocks.begun:
+                check_bytes(job)
             clocks.add(images, times.wait_s, times.step_s, times.loop_s)
             progress(images)
 
+        def log(line: dict[str, Any]) -> None:
+            nonlocal warned
+            try:
+                if ranks.first:
+                    job.folder.log(line)
+            except OSError as error:
+                if not warned:
+                    warned = True
+                    print(f"train.py: warning: {error}; training goes on", file=sys.stderr)
+
         def on_log(line: dict[str, Any]) -> None:
-            job.folder.log(line)
+            log(line)
             progress.note = f"loss {line['loss']:.3f}, top-1 {line['top1']:.1%}"
 
         def validate_epoch(epoch: int) -> float | None:
             if job.val is None:
                 return None
-            scores = validate(job, model, job.val)
+            scores = validate(job, trainer, job.val, stopped)
             values = {"val_loss": scores.loss, "val_top1": scores.top1, "val_top5": scores.top5}
-            job.folder.log({"epoch": epoch, "step": state.updates, **values})
+            log({"epoch": epoch, "step": state.updates, **values})
             told = f"validation: loss {scores.loss:.3f}, top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%}"
             progress.say(f"epoch {epoch + 1} of {job.loop.epochs}: {told}")
             return 1 - scores.top1
 
-        finished = trainer.fit(feed, Hooks(on_step, on_log, validate_epoch, save, lambda: stopped))
-    save(state)
+        finished = trainer.fit(batches, Hooks(on_step, on_log, validate_epoch, save, stopped))
+        save(state)
     signal.signal(signal.SIGTERM, previous)
-    return finished
+    return finished, saved
 
 
-def validate(job: Job, model: AlexNet, val: ShardSet) -> Scores:
-    """Scores of the centre crop on the validation set."""
-    return evaluate(model, view_feed(val, job.basis, job.feed), job.loop.precision)
+@contextmanager
+def watching(job: Job) -> Iterator[None]:
+    """Has a thread look whether a rank hangs; a rank alone waits for nobody."""
+    ranks = job.ranks
+    if ranks.store is None:
+        yield
+        return
+    with Watch(ranks.store, ranks.place.rank, ranks.place.world, job.hang_s) as watch:
+        ranks.mark = watch.mark
+        yield
+        ranks.mark = no_mark
 
 
-def report(job: Job, model: AlexNet, optimizer: Momentum2012, clocks: stall.StepClocks) -> None:
+def save_checkpoint(job: Job, trainer: Trainer) -> bool:
+    """Whether the state is saved now. Where the disk is full it is not, and says so; older checkpoints stay."""
+    folder, state, failed = job.folder.checkpoints, trainer.state, False
+    path = folder / checkpoint.name_of(state)
+    try:
+        checkpoint.save(path, trainer.model, trainer.optimizer, state, job.loop.seed, job.ranks)
+        if job.ranks.first:
+            checkpoint.prune(folder, KEPT)
+    except OSError as error:
+        failed = True
+        print(f"train.py: warning: {error}; the last checkpoint is {checkpoint.latest(folder)}", file=sys.stderr)
+    return not job.ranks.any(failed)
+
+
+def validate(job: Job, trainer: Trainer, val: ShardSet, stopped: Callable[[], bool]) -> Scores:
+    """Scores of the centre crop on the validation set, of which each rank decodes its part."""
+    place = job.ranks.place
+    feed = view_feed(val, job.basis, job.feed, rank=place.rank, ranks=place.world)
+    with closing(joined(feed, job.ranks, uneven=True)) as batches:
+        return evaluate(trainer.model, batches, job.loop.precision, trainer.towers, stopped)
+
+
+def report(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[str, float]) -> None:
     """Measures supply and demand apart, explains the run by them, prints and writes stall.json."""
-    path = job.folder.path / STALL
+    ranks, path = job.ranks, job.folder.path / STALL
+    say = print if ranks.first else ignore
     if not job.stall_s:
         return
     if not clocks.steps:  # the run was complete already
-        print(f"this run is complete; its stall report is {path}")
+        say(f"this run is complete; its stall report is {path}")
         return
-    print("measuring supply and demand for the stall report")
-    with TrainFeed(job.shards, job.basis, job.feed) as feed:
-        kept = [next(feed) for _ in range(REPLAYED)]
-    demand = replay_rate(model, optimizer, kept, job.stall_s, job.loop.precision)
-    feeds = {stage: partial(stage_sizes, job.shards, job.basis, job.feed, stage) for stage in get_args(Stage)}
-    stages = measure_rates(feeds, job.stall_s / ROUNDS, ROUNDS)
-    rates = stall.FeedRates(*(stages[stage].img_s for stage in (*get_args(Stage), "full")))
+    say("measuring supply and demand for the stall report")
+    with job.local_feed() as feed, closing(joined(feed, ranks)) as batches:
+        kept: list[Batch] = [next(batches) for _ in range(REPLAYED)]
+    demand = replay_rate(trainer.model, trainer.optimizer, kept, job.stall_s, job.loop.precision, trainer.towers)
+    rates = feed_rates(job)
     found = stall.diagnose(rates, demand, clocks.total())
     record = {
         **found.record(),
         "wait_s": stall.percentiles(clocks.waits_s),
         "step_s": stall.percentiles(clocks.steps_s),
+        "ranks": {**asdict(ranks.place), "backend": ranks.backend, "shared_gpu": ranks.shared_gpu},
+        **(ranks_record(job, rates, clocks.steps + 1, waits_s) if ranks.place.world > 1 else {}),
     }
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
-    print(f"\n{stall.format_report(found)}\n")
+    if ranks.first:
+        write_atomically(path, json.dumps(record, indent=1) + "\n")
+    say(f"\n{stall.format_report(found)}\n")
+    if ranks.place.world > 1:
+        say(f"{format_ranks(record)}\n")
+
+
+def ranks_record(job: Job, rates: stall.FeedRates, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:
+    """For stall.json: seconds that a step of rank 0 waits for others, and that the feed pays for swapping a batch."""
+    crossing = step_bytes(job.ranks.place, job.spec, job.recipe, job.feed.batch, job.loop.precision)
+    kinds = {"swap": "images", "exchange": "maps", "sums": "sums"}
+    return {
+        "waits_s": {what: waits_s.get(what, 0.0) / steps for what in WAITS if kinds[what] in crossing},
+        "sent_bytes": crossing,
+        "swap_s": max(0.0, job.feed.batch / rates.supply - job.feed.batch / rates.augmented),
+    }
+
+
+def format_ranks(record: dict[str, Any]) -> str:
+    """The same as two lines of text."""
+    waits = ", ".join(f"{seconds * 1000:.1f} ms for {WAITS[what]}" for what, seconds in record["waits_s"].items())
+    lines = [f"ranks      a step of rank 0 waits {waits}"]
+    if "images" in record["sent_bytes"]:
+        sent_mb = record["sent_bytes"]["images"] / 1e6
+        swap_ms = record["swap_s"] * 1000
+        lines.append(f"           swapping halves, {sent_mb:.1f} MB each way, costs the feed {swap_ms:.1f} ms a batch")
+    return "\n".join(lines)
+
+
+def feed_rates(job: Job) -> stall.FeedRates:
+    """Supply of all ranks together, whole and cut short. Ranks that swap halves pay for it last, as for a transfer."""
+    ranks, place = job.ranks, job.ranks.place
+    here = replace(job.feed, batch=local_batch(job.feed.batch, place.world))
+    feeds = {stage: partial(stage_sizes, job.shards, job.basis, here, stage) for stage in get_args(Stage)}
+    ranks.any(False)  # so that all begin together
+    stages = measure_rates(feeds, job.stall_s / ROUNDS, ROUNDS)
+    rates = ranks.total(torch.tensor([stages[stage].img_s for stage in get_args(Stage)], dtype=torch.float64)).tolist()
+    read, decoded, whole = rates
+    return stall.FeedRates(read, decoded, whole, swapped_rate(job) if place.is_pair else whole)
+
+
+def swapped_rate(job: Job) -> float:
+    """img/s of all ranks' feeds with the swap of halves; all ranks take the same number of batches."""
+    ranks, batches_taken = job.ranks, 0
+    with job.local_feed() as feed, closing(joined(feed, ranks)) as batches:
+        for _ in range(job.feed.queue_depth + 2):
+            next(batches)
+        started_s = time.perf_counter()
+        while ranks.any(time.perf_counter() - started_s < job.stall_s / ROUNDS):
+            next(batches)
+            batches_taken += 1
+        wait_for(job.device)
+        return job.feed.batch * batches_taken / (time.perf_counter() - started_s)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,211 @@
+"""What the processes of the rank tests do, and how they are started: real ranks, on gloo, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from model import checkpoint
+from model.alexnet import AlexNet, DropoutDraws, NetSpec
+from model.checkpoint import TrainState
+from model.exchange import TowerExchange, joined, step_bytes
+from model.optim import Momentum2012
+from model.ranks import Layout, Ranks, start
+from model.recipe import SOURCE2012, Recipe, rates
+from model.trainer import Hooks, LoopSettings, Scores, Trainer, autocast, evaluate, train_step
+
+SMALL = NetSpec(classes=5, width=0.05)
+# At the recipe's own rates the last bit of one starting weight grows to 4e-4 of the loss in these 20 steps, on one rank
+# too (batches of 8, and nothing to learn in most of a pixel); at a tenth it stays a last bit.
+GENTLE = replace(SOURCE2012, rate_scale=0.1)
+STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
+
+
+def run_ranks(
+    folder: Path, world: int, job: Callable[..., Any], *args: Any, layout: Layout = "towers", device: str = "cpu"
+) -> list[Any]:
+    """What `job(ranks, *args)` returned on each of `world` ranks; fails where one of them does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, (world, port, folder, job, args, layout, device), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _rank(
+    rank: int, world: int, port: int, folder: Path, job: Callable[..., Any], args: Any, layout: Layout, device: str
+) -> None:
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+    torch.set_num_threads(1)
+    ranks = start(layout, device, 60)
+    torch.save(job(ranks, *args), folder / f"{rank}.pt")
+    ranks.leave()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch that is a pure function of (epoch, step)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    epoch: int
+    step: int
+
+
+def global_batch(epoch: int, step: int, batch: int = BATCH) -> Rows:
+    generator = torch.Generator().manual_seed(100 * epoch + step)
+    labels = torch.randint(5, (batch,), generator=generator)
+    images = 60 * torch.randn(batch, 3, 224, 224, generator=generator) + 20 * labels[:, None, None, None]
+    return Rows(images, labels, epoch, step)
+
+
+def part(batch: Rows, ranks: Ranks) -> Rows:
+    """The rows that this rank decodes."""
+    rank, world = ranks.place.rank, ranks.place.world
+    mine = slice(len(batch.labels) * rank // world, len(batch.labels) * (rank + 1) // world)
+    images, labels = (rows[mine].to(ranks.device) for rows in (batch.images, batch.labels))
+    return replace(batch, images=images, labels=labels)
+
+
+def parts(ranks: Ranks, epoch: int = 0, step: int = 0, batch: int = BATCH) -> Iterator[Rows]:
+    while True:
+        yield part(global_batch(epoch, step, batch), ranks)
+        epoch, step = (epoch, step + 1) if step + 1 < STEPS else (epoch + 1, 0)
+
+
+def make(
+    ranks: Ranks, spec: NetSpec = SMALL, recipe: Recipe = SOURCE2012
+) -> tuple[AlexNet, Momentum2012, TowerExchange]:
+    model = AlexNet(spec, recipe, ranks.place.towers, seed=3).to(ranks.device)
+    optimizer = Momentum2012(model.named_parameters(), recipe, rates(recipe, 0, EPOCHS))
+    return model, optimizer, TowerExchange(ranks, model)
+
+
+def first_step(ranks: Ranks, spec: NetSpec = SMALL, batch: int = BATCH, precision: str = "float32") -> dict[str, Any]:
+    """One step with dropout: the images and labels of this rank's rows, logits, loss, gradients, bytes sent."""
+    model, optimizer, towers = make(ranks, spec)
+    draws = DropoutDraws(SEED, 0, ranks.place.first_row(batch), batch)
+    (rows,) = joined(iter([part(global_batch(0, 0, batch), ranks)]), ranks)
+    with torch.no_grad(), autocast(ranks.device, precision):
+        logits = model.train()(rows.images, draws, towers)
+    sent = {"images": ranks.sent["images"]} if ranks.place.is_pair else {}
+    ranks.sent.clear()
+    loss, _ = train_step(model, optimizer, rows, draws, precision, towers)
+    return {
+        "place": ranks.place,
+        "images": rows.images,
+        "labels": rows.labels,
+        "logits": logits if 0 in model.towers else None,
+        "loss": loss.item(),
+        "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
+        "sent": {**sent, **ranks.sent},
+        "calculated": step_bytes(ranks.place, spec, SOURCE2012, batch, precision),
+    }
+
+
+def run(ranks: Ranks, folder: Path, stop_at: int | None = None, again: Path | None = None) -> dict[str, Any]:
+    """Starts, or goes on from the last checkpoint in `folder`, to `stop_at` or 20 updates; saves at the end.
+
+    The last rank alone asks for the stop. What was restored is saved again under `again`. Returns losses and scores."""
+    model, optimizer, towers = make(ranks, recipe=GENTLE)
+    last = checkpoint.latest(folder)
+    state = checkpoint.restore(last, model, optimizer, SEED) if last else TrainState.start()
+    if again:
+        checkpoint.save(again, model, optimizer, state, SEED, ranks)
+    trainer = Trainer(model, optimizer, LoopSettings(EPOCHS, STEPS, SEED, log_every=1, max_updates=20), state, towers)
+    losses: list[float] = []
+    scores: list[Scores] = []
+
+    def save(state: TrainState) -> None:
+        checkpoint.save(folder / checkpoint.name_of(state), model, optimizer, state, SEED, ranks)
+
+    def validate(epoch: int) -> float:
+        rows = [part(global_batch(99, step, size), ranks) for step, size in enumerate((8, 5, 1))]
+        views = [replace(row, images=row.images[:, None]) for row in rows]
+        scores.append(evaluate(model, joined(iter(views), ranks, uneven=True), towers=towers))
+        return scores[-1].loss
+
+    def stopped() -> bool:
+        return ranks.any(state.updates == stop_at and ranks.place.rank == ranks.place.world - 1)
+
+    batches = joined(parts(ranks, state.epoch, state.step), ranks)
+    trainer.fit(batches, Hooks(ignore, lambda line: losses.append(line["loss"]), validate, save, stopped))
+    batches.close()
+    save(state)
+    return {"losses": losses, "scores": scores}
+
+
+def ignore(*_: object) -> None:
+    """What nobody asks for."""
+
+
+def in_double(ranks: Ranks) -> list[float]:
+    """Losses of 20 steps at the recipe's rates in float64, where chance is no excuse."""
+    model, optimizer, towers = make(ranks)
+    model, losses = model.double(), []
+    for group in optimizer.param_groups:
+        (parameter,) = group["params"]
+        optimizer.state[parameter]["velocity"] = torch.zeros_like(parameter)
+    for step in range(20):
+        batch = part(global_batch(0, step), ranks)
+        (rows,) = joined(iter([replace(batch, images=batch.images.double())]), ranks)
+        draws = DropoutDraws(SEED, step, ranks.place.first_row(BATCH), BATCH)
+        losses.append(train_step(model, optimizer, rows, draws, towers=towers)[0].item())
+    return losses
+
+
+# ---- one start of the ranks for many laws -------------------------------------------------------------------------
+
+
+def left_early(ranks: Ranks) -> bool:
+    """Whether streams of joined batches that are closed early, over and over, leave nothing under way: the next one's
+    images are the right ones."""
+    right = True
+    for _ in range(20):
+        stream = joined(parts(ranks), ranks)
+        batch = next(stream)
+        stream.close()
+        right &= torch.equal(batch.images, global_batch(0, 0).images)
+    return right
+
+
+def on_gpu(ranks: Ranks) -> dict[str, Any]:
+    """A step on GPUs, or on the one that two ranks share; brought home."""
+    torch.backends.cudnn.allow_tf32 = False
+    step = first_step(ranks)
+    home = {name: step[name].cpu() for name in ("images", "labels")}
+    gradients = {name: gradient.cpu() for name, gradient in step["gradients"].items()}
+    logits = None if step["logits"] is None else step["logits"].cpu()
+    return {**step, **home, "gradients": gradients, "logits": logits, "backend": ranks.backend}
+
+
+def as_pair(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """What two ranks are asked."""
+    return {
+        "small": first_step(ranks),
+        "full": first_step(ranks, NetSpec(), 2),
+        "bfloat16": first_step(ranks, precision="bfloat16"),
+        "double": in_double(ranks),
+        "left early": left_early(ranks),
+        "run": run(ranks, folder, stop_at=7),
+    }
+
+
+def as_four(ranks: Ranks, folder: Path, again: Path) -> dict[str, Any]:
+    """What four ranks are asked."""
+    return {"small": first_step(ranks), "run": run(ranks, folder, again=again)}
+
+
+def as_data_pair(ranks: Ranks) -> dict[str, Any]:
+    """What two ranks with both towers each are asked."""
+    return {"small": first_step(ranks)}
