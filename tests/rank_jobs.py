@@ -28,28 +28,40 @@ GENTLE = replace(SOURCE2012, rate_scale=0.1)
 STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
 
 
-def run_ranks(
-    folder: Path, world: int, job: Callable[..., Any], *args: Any, layout: Layout = "towers", device: str = "cpu"
-) -> list[Any]:
-    """What `job(ranks, *args)` returned on each of `world` ranks; fails where one of them does."""
+@dataclass(frozen=True)
+class Act:
+    """What ranks of a layout are asked to do: `job(ranks, *args)`."""
+
+    job: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    layout: Layout = "towers"
+
+
+def run_ranks(folder: Path, world: int, *acts: Act, device: str = "cpu") -> list[list[Any]]:
+    """What each act returned on each of `world` ranks, all acts in the same processes; fails where one of them does."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
+    probes = [socket.socket() for _ in acts]
+    for probe in probes:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, (world, port, folder, job, args, layout, device), nprocs=world)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    mp.spawn(_rank, (world, ports, folder, acts, device), nprocs=world)
+    by_rank = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+    return [list(answers) for answers in zip(*by_rank, strict=True)]
 
 
-def _rank(
-    rank: int, world: int, port: int, folder: Path, job: Callable[..., Any], args: Any, layout: Layout, device: str
-) -> None:
+def _rank(rank: int, world: int, ports: list[int], folder: Path, acts: tuple[Act, ...], device: str) -> None:
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     os.environ.update({name: str(value) for name, value in where.items()})
-    os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
     torch.set_num_threads(1)
-    ranks = start(layout, device, 60)
-    torch.save(job(ranks, *args), folder / f"{rank}.pt")
-    ranks.leave()
+    answers = []
+    for port, act in zip(ports, acts, strict=True):
+        os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+        ranks = start(act.layout, device, 60)
+        answers.append(act.job(ranks, *act.args))
+        ranks.leave()
+    torch.save(answers, folder / f"{rank}.pt")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rank_jobs import (
     GENTLE,
     SEED,
     SMALL,
+    Act,
     as_data_pair,
     as_four,
     as_pair,
@@ -54,12 +55,11 @@ class Answers:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """Two ranks stop their run after 7 of 20 steps; four go on with it."""
     root = tmp_path_factory.mktemp("ranks")
-    pair = run_ranks(root / "pair", 2, as_pair, root / "two")
+    pair, data = run_ranks(root / "pair", 2, Act(as_pair, (root / "two",)), Act(as_data_pair, layout="data"))
     (at_seven,) = [path for path in checkpoint.all_in(root / "two") if path.name.endswith("7")]
     again = root / "again" / at_seven.name
     shutil.copytree(root / "two", root / "four")
-    four = run_ranks(root / "as four", 4, as_four, root / "four", again)
-    data = run_ranks(root / "data", 2, as_data_pair, layout="data")
+    (four,) = run_ranks(root / "as four", 4, Act(as_four, (root / "four", again)))
     return Answers({"pair": pair, "four": four, "data pair": data}, at_seven, again)
 
 
@@ -158,7 +158,7 @@ def test_places_are_those_of_the_mesh():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_on_gpus_is_the_step_on_one(tmp_path: Path):
     """By NCCL where there are two GPUs, by gloo where two ranks share one."""
-    steps = run_ranks(tmp_path, 2, on_gpu, device="cuda")
+    (steps,) = run_ranks(tmp_path, 2, Act(on_gpu), device="cuda")
     assert {step["backend"] for step in steps} == {"nccl" if torch.cuda.device_count() > 1 else "gloo"}
     same_step(steps, on_gpu(Ranks(device=torch.device("cuda"))))
     assert all(step["sent"] == step["calculated"] for step in steps)

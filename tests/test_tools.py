@@ -10,8 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_towers
 import pytest
 from PIL import Image
+
+from model.alexnet import NetSpec
+from model.ranks import ALONE
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--width", "0.05", "--batch", "8", "--log-every", "1", "--stall-seconds", "0.2"]
@@ -115,29 +119,20 @@ def test_bench_loader_prints_a_table_and_a_json_line(road: Path, tmp_path: Path)
     assert printed == json.loads((tmp_path / "b.json").read_text())
 
 
-def test_bench_towers_measures_three_layouts_and_draws_a_conclusion(tmp_path: Path):
-    """A step is the sum of its parts; only the layouts that wait have something to wait for."""
-    args = [
-        "--device",
-        "cpu",
-        "--width",
-        0.05,
-        "--batch",
-        4,
-        "--steps",
-        2,
-        "--rounds",
-        1,
-        "--json",
-        tmp_path / "t.json",
+def test_bench_towers_measures_steps_by_what_they_went_to():
+    """A step is the sum of its parts; only the layouts that wait have something to wait for; the slowest says why."""
+    work = bench_towers.Work(NetSpec(width=0.05), batch=4, steps=2, device="cpu", precision="float32")
+    pair, alone = bench_towers.measure(bench_towers.RIVALS[1], work), [bench_towers.steps(ALONE, work)]
+    found = {name: bench_towers.summary([ranks]) for name, ranks in (("one rank", alone), ("tower pair", pair))}
+    for name, each in found.items():
+        assert each["step_s"] == pytest.approx(sum(each[f"{part}_s"] for part in bench_towers.PARTS))
+        assert (each["exchange_s"] > 0, each["swap_s"] > 0, each["sums_s"]) == (*2 * (name == "tower pair",), 0)
+    slow, fast = {**found["one rank"], "step_s": 0.3, "sums_s": 0.2}, {**found["one rank"], "step_s": 0.1}
+    assert bench_towers.why({"slow": slow, "fast": fast}).splitlines() == [
+        "fastest    fast",
+        "           slow takes 3.00 times as long, most of it for sums (+200.0 ms)",
     ]
-    assert "fastest    " in ran(tool("bench_towers", *args))
-    layouts = json.loads((tmp_path / "t.json").read_text())["layouts"]
-    assert list(layouts) == ["one rank", "tower pair", "data pair"]
-    for name, found in layouts.items():
-        parts = [found[f"{part}_s"] for part in ("compute", "exchange", "swap", "sums", "optimizer")]
-        assert found["step_s"] == pytest.approx(sum(parts))
-        assert (found["exchange_s"] > 0, found["sums_s"] > 0) == (name == "tower pair", name == "data pair")
+    assert len(bench_towers.table(found).splitlines()) == 3
 
 
 def test_a_truncated_image_over_the_limit_ends_with_1(road: Path, tmp_path: Path):
