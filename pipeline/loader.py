@@ -28,7 +28,7 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.augment import CROP, POSITIONS, STORED, Lighting, Mean, central_origin, draw, mean_of
 from pipeline.eigenbasis import Eigenbasis
-from pipeline.graphs import Engine, Graph, Stage, crop_position, train_graph, view_graph
+from pipeline.graphs import Engine, Graph, Stage, train_graph, view_graph
 from pipeline.order import batch_ids, epoch_order, evaluation_batches, local_batch, steps_per_epoch
 from pipeline.shards import ShardSet
 
@@ -148,8 +148,8 @@ def view_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, views
         return
     engine = _engine(settings, settings.batch)
     depth = min(engine.queue_depth, batches)
-    graph = view_graph(replace(engine, queue_depth=depth), views, basis.mean.tolist())
-    runner, finish = _Runner(graph, shards, _view_work(shards, settings), depth), _Finish(basis, settings)
+    graph = view_graph(replace(engine, queue_depth=depth), views)
+    runner, finish = _Runner(graph, shards, _view_work(shards, basis, settings), depth), _Finish(basis, settings)
     try:
         for _ in range(batches):
             yield finish(*runner.next(finish.stream))
@@ -202,51 +202,70 @@ def _train_work(
     ranks: int = 1,
 ) -> Generator[_Work]:
     samples, steps = len(shards), steps_per_epoch(len(shards), settings.batch)
+    residual = residual_of(basis, settings.mean)
     order = epoch_order(samples, settings.seed, start_epoch)
     with ThreadPoolExecutor(1) as pool:  # an ImageNet's order takes a sixth of a second: have the next one ready
         for epoch in count(start_epoch):
             following = pool.submit(epoch_order, samples, settings.seed, epoch + 1)
             for step in range(start_step if epoch == start_epoch else 0, steps):
                 ids = batch_ids(order, step, settings.batch, rank, ranks)
-                yield _training(shards, basis, settings, epoch, step, ids)
+                arrays, divisor = _drawn(shards, basis, settings, epoch, ids)
+                yield _Work(epoch, step, ids, _inputs(shards, ids, arrays, residual), divisor)
             order = following.result()
 
 
-def _training(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, epoch: int, step: int, ids: Ids) -> _Work:
+def _drawn(
+    shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, epoch: int, ids: Ids
+) -> tuple[dict[str, NDArray[Any]], float]:
+    """What is drawn for the samples `ids` in `epoch`, as the graph wants it, and the lighting's divisor."""
     draws = draw(settings.seed, epoch, ids, settings.positions)
     offsets, divisor = settings.lighting_at(epoch).colour(draws.normals, basis)
     arrays = {
-        **_places(shards, ids, draws.left, draws.top, CROP),
-        "mirror": draws.mirror.astype(np.int32),
+        **_places(shards, ids, draws.left, draws.top),
+        "mirror": draws.mirror.astype(np.int32)[:, None],
         "mean": basis.mean.astype(np.float32) - offsets,
         "std": np.full((len(ids), 3), divisor, np.float32),
     }
-    return _Work(epoch, step, ids, _inputs(shards, ids, arrays), divisor)
+    return arrays, divisor
 
 
-def _view_work(shards: ShardSet, settings: FeedSettings) -> Generator[_Work]:
+def _view_work(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings) -> Generator[_Work]:
+    residual = residual_of(basis, settings.mean)
     for step, ids in enumerate(evaluation_batches(len(shards), settings.batch)):
         nowhere = np.zeros_like(ids)
-        yield _Work(0, step, ids, _inputs(shards, ids, _places(shards, ids, nowhere, nowhere, STORED)), 1.0)
+        arrays = {
+            **_places(shards, ids, nowhere, nowhere),
+            "mean": np.tile(basis.mean.astype(np.float32), (len(ids), 1)),
+            "std": np.ones((len(ids), 3), np.float32),
+        }
+        yield _Work(0, step, ids, _inputs(shards, ids, arrays, residual), 1.0)
 
 
-def _places(shards: ShardSet, ids: Ids, left: Ids, top: Ids, crop: int) -> dict[str, NDArray[Any]]:
-    """`tags`, and where a square of `crop` pixels stands that is `left`, `top` into the central square."""
+def _places(shards: ShardSet, ids: Ids, left: Ids, top: Ids) -> dict[str, NDArray[Any]]:
+    """`tags`, and the `origin` of what stands `left`, `top` into the central square."""
     rows = shards.index[ids]
     width, height = rows["width"].astype(np.int64), rows["height"].astype(np.int64)
     return {
         "tags": np.stack([rows["label"].astype(np.int64), ids], axis=1),
-        "x": crop_position(central_origin(width) + left, width, crop),
-        "y": crop_position(central_origin(height) + top, height, crop),
+        "origin": np.stack([central_origin(height) + top, central_origin(width) + left], axis=1).astype(np.int32),
     }
 
 
-def _inputs(shards: ShardSet, ids: Ids, arrays: dict[str, NDArray[Any]]) -> dict[str, TensorListCPU]:
+def residual_of(basis: Eigenbasis, mean: Mean) -> NDArray[np.float32]:
+    """What the mean has beyond the channel means: float32 (3, 224, 224), zeros for "channel"."""
+    beyond = mean_of(basis, mean) - mean_of(basis, "channel")
+    return np.ascontiguousarray(np.broadcast_to(beyond, (3, CROP, CROP)))
+
+
+def _inputs(
+    shards: ShardSet, ids: Ids, arrays: dict[str, NDArray[Any]], residual: NDArray[np.float32]
+) -> dict[str, TensorListCPU]:
     """The encoded bytes and `arrays` as DALI's own type, which takes half the time that feed_input takes to make it."""
     jpegs = [TensorCPU(jpeg) for jpeg in shards.jpegs(ids)]
     _announce(np.array([jpeg.data_ptr() for jpeg in jpegs]), shards.index["size"][ids])
     inputs = {name: TensorListCPU(array) for name, array in arrays.items()}
-    return {"jpeg": TensorListCPU(jpegs, contiguous=False), **inputs}
+    same = TensorListCPU([TensorCPU(residual)] * len(ids), contiguous=False)  # one array, for every sample
+    return {"jpeg": TensorListCPU(jpegs, contiguous=False), "residual": same, **inputs}
 
 
 _madvise = ctypes.CDLL(None).madvise
@@ -343,18 +362,14 @@ def _damaged(shards: ShardSet, ids: Ids) -> list[str]:
 
 
 class _Finish:
-    """Makes a Batch of a graph's outputs: into torch, and minus what the mean image has beyond the channel means.
-
-    That subtraction is done here, in place: as one more DALI operator it costs four times as much on the CPU.
-    """
+    """Makes a Batch of a graph's outputs: into torch, and on the GPU minus what the mean image has beyond the channel
+    means, which is done here in one kernel (on the CPU the graph has done it)."""
 
     def __init__(self, basis: Eigenbasis, settings: FeedSettings) -> None:
         self.device = torch.device(settings.device)
         # All of a GPU batch's work is on a stream of its own, so that waiting for it does not wait for the training.
         self.stream = torch.cuda.Stream() if settings.device == "cuda" else None  # type: ignore[no-untyped-call]
-        residual = mean_of(basis, settings.mean) - mean_of(basis, "channel")
-        self._residual = torch.from_numpy(residual).to(self.device) if settings.mean == "image" else None
-        self._divided: dict[float, torch.Tensor] = {}
+        self._residual = torch.from_numpy(residual_of(basis, settings.mean)).to(self.device)
 
     def __call__(self, work: _Work, outputs: tuple[Any, Any]) -> Batch:
         dali_images, dali_tags = outputs
@@ -362,9 +377,6 @@ class _Finish:
         assert np.array_equal(tags[1], work.ids)
         if self.stream is None:
             images, (labels, ids) = from_dlpack(dali_images.as_tensor()), torch.from_numpy(tags)
-            if (residual := self._residual_for(work.divisor)) is not None:
-                pixels = images.numpy()
-                np.subtract(pixels, residual.numpy(), out=pixels)  # torch's threads would fight with DALI's for cores
         else:
             images, (labels, ids) = self._on_gpu(self.stream, dali_images, torch.from_numpy(tags), work.divisor)
         return Batch(images, labels, ids, work.epoch, work.step)
@@ -375,19 +387,10 @@ class _Finish:
         """Copies into torch's own memory: DALI's is then given back in the order of `stream`, not when some kernel of
         the trainer may still read it."""
         with torch.cuda.stream(stream):
-            images = from_dlpack(dali_images.as_tensor())
-            residual = self._residual_for(divisor)
-            images = images.clone() if residual is None else images - residual
+            images = torch.sub(from_dlpack(dali_images.as_tensor()), self._residual, alpha=1 / divisor)
             tags = tags.to(self.device, non_blocking=True)
             ready = stream.record_event()
         ready.synchronize()  # here, so that time spent in `next` is time waited for the input
         for tensor in (images, tags):
             tensor.record_stream(torch.cuda.current_stream())
         return images, tags
-
-    def _residual_for(self, divisor: float) -> torch.Tensor | None:
-        if self._residual is None:
-            return None
-        if divisor not in self._divided:  # 1 + the lighting's coefficient, then 1: two at most
-            self._divided[divisor] = self._residual / divisor
-        return self._divided[divisor]

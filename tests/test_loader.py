@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from shard_fixtures import basis_of, decoded, jpeg_of, sample, write_set
 
 from pipeline import loader
-from pipeline.augment import Lighting, central_origin, draw, mean_of, reference_train, reference_views
-from pipeline.graphs import crop_position
+from pipeline.augment import Lighting, draw, mean_of, reference_train, reference_views
 from pipeline.loader import FeedSettings, TrainFeed, stage_feed, view_feed
 from pipeline.rates import measure_rates
 from pipeline.shards import Sample
@@ -173,23 +171,6 @@ def test_cut_graphs_see_the_same_order(shards, basis, stage):
     expected = [batch.ids.tolist() for batch in take(shards, basis, 5, settings())]
     assert [ids.tolist() for ids in islice(stages, 5)] == expected
     stages.close()
-
-
-def test_crop_position_is_exact():
-    """For every width from 256 to 2000 and every offset, DALI's crop begins at the pixel that was meant."""
-    widths, offsets = np.arange(256, 2001), range(33)
-    pipeline = Pipeline(batch_size=len(widths), num_threads=2, device_id=None, prefetch_queue_depth=1)
-    with pipeline:
-        row = fn.external_source(name="row", dtype=types.INT16, ndim=3, layout="HWC", no_copy=True)
-        positions = [fn.external_source(name=f"position {offset}", dtype=types.FLOAT, ndim=0) for offset in offsets]
-        crops = [fn.crop_mirror_normalize(row, crop=(1, 224), crop_pos_x=x, dtype=types.FLOAT) for x in positions]
-        pipeline.set_outputs(*crops)
-    pipeline.feed_input("row", [np.arange(width, dtype=np.int16)[None, :, None] for width in widths])
-    for offset in offsets:
-        pipeline.feed_input(f"position {offset}", crop_position(central_origin(widths) + offset, widths, 224))
-    for offset, cropped in zip(offsets, pipeline.run(), strict=True):
-        first_pixels = np.array(cropped.as_tensor()).reshape(len(widths), 224)[:, 0]
-        assert np.array_equal(first_pixels, central_origin(widths) + offset)
 
 
 @pytest.mark.parametrize("damage", ["cut", "unended", "garbage"])
