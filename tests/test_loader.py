@@ -112,33 +112,44 @@ def test_an_epoch_sees_every_sample_at_most_once(shards, basis):
         assert np.array_equal(batch.labels, shards.index["label"][batch.ids])
 
 
-def test_same_batches_for_any_threads_and_queue(shards, basis):
+@pytest.fixture(scope="module")
+def through(shards, basis):
+    """A feed that ran through two epochs and a step: its batches."""
+    return take(shards, basis, 7, settings())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("queue_depth", [1, 3])
+def test_same_batches_for_any_threads_and_queue(shards, basis, through, threads, queue_depth):
     """Threads and queue depth change nothing in a batch."""
-    expected = [digest(batch) for batch in take(shards, basis, 5, settings(threads=1))]
-    assert [digest(batch) for batch in take(shards, basis, 5, settings(threads=2))] == expected
-    assert [digest(batch) for batch in take(shards, basis, 5, settings(queue_depth=4))] == expected
+    batches = take(shards, basis, 7, settings(threads=threads, queue_depth=queue_depth))
+    assert [digest(batch) for batch in batches] == [digest(batch) for batch in through]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_same_batches_for_any_ranks(shards, basis, ranks):
-    """The ranks' parts, one after another, are the global batch, pixels and all."""
-    whole = take(shards, basis, 4, settings())
-    parts = [take(shards, basis, 4, settings(), rank=rank, ranks=ranks) for rank in range(ranks)]
-    for batch, *shares in zip(whole, *parts, strict=True):
+@pytest.mark.parametrize("start", [0, 2])
+def test_same_batches_for_any_ranks(shards, basis, through, ranks, start):
+    """The ranks' parts, one after another, are the global batch, pixels and all, resumed or not."""
+    place = {"start_epoch": 0, "start_step": start}
+    parts = [take(shards, basis, 7 - start, settings(), rank=rank, ranks=ranks, **place) for rank in range(ranks)]
+    for batch, *shares in zip(through[start:], *parts, strict=True):
+        assert {(share.epoch, share.step) for share in shares} == {(batch.epoch, batch.step)}
         for name in ("images", "labels", "ids"):
             assert torch.equal(getattr(batch, name), torch.cat([getattr(share, name) for share in shares]))
 
 
-@pytest.mark.parametrize("resume_at", range(1, 6))
-def test_resuming_is_naming_the_step(shards, basis, resume_at):
-    """A feed started at any (epoch, step) goes on as the feed that ran through, across the edge of an epoch too."""
-    through = [digest(batch) for batch in take(shards, basis, 7, settings())]
+@pytest.mark.parametrize("resume_at", range(1, 7))
+def test_resuming_is_naming_the_step(shards, basis, through, resume_at):
+    """A feed started at any (epoch, step), with other threads and another queue, goes on as the feed that ran through,
+    across the edge of an epoch too."""
     epoch, step = divmod(resume_at, 3)
-    resumed = take(shards, basis, 7 - resume_at, settings(), start_epoch=epoch, start_step=step)
-    assert [digest(batch) for batch in resumed] == through[resume_at:]
+    how = settings(threads=1, queue_depth=3)
+    expected = [digest(batch) for batch in through[resume_at:]]
+    resumed = take(shards, basis, 7 - resume_at, how, start_epoch=epoch, start_step=step)
+    assert [digest(batch) for batch in resumed] == expected
     if step == 0:  # the same place, named as the end of the epoch before
-        again = take(shards, basis, 1, settings(), start_epoch=epoch - 1, start_step=3)
-        assert digest(again[0]) == through[resume_at]
+        again = take(shards, basis, 1, how, start_epoch=epoch - 1, start_step=3)
+        assert digest(again[0]) == expected[0]
 
 
 def test_batches_are_safe_to_keep(shards, basis):
