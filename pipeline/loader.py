@@ -29,7 +29,15 @@ from torch.utils.dlpack import from_dlpack
 from pipeline.augment import CROP, POSITIONS, STORED, Lighting, Mean, central_origin, draw, mean_of
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.graphs import Engine, Graph, Stage, train_graph, view_graph
-from pipeline.order import batch_ids, epoch_order, evaluation_batches, local_batch, steps_per_epoch
+from pipeline.order import (
+    Order,
+    batch_ids,
+    epoch_order,
+    evaluation_batches,
+    local_batch,
+    steps_per_epoch,
+    windowed_order,
+)
 from pipeline.shards import ShardSet
 
 Device = Literal["cpu", "cuda"]
@@ -47,7 +55,8 @@ def default_threads() -> int:
 
 @dataclass(frozen=True)
 class FeedSettings:
-    """How the feed works. What changes its pictures: batch, seed, lighting, lighting_until, mean, positions."""
+    """How the feed works. What changes its pictures: batch, seed, lighting, lighting_until, mean, positions, order,
+    window_shards."""
 
     batch: int = 128  # the global one, of all ranks together (P 5)
     seed: int = 0  # of order, crops, mirroring and lighting
@@ -58,10 +67,12 @@ class FeedSettings:
     lighting_until: int | None = None  # from this epoch on neither noise nor division (the 2012 run notes: 66 to 68)
     mean: Mean = "image"  # as the released code (convdata_jpeg.py:95)
     positions: int = POSITIONS  # crop offsets either way: 33 as the released code draws them, 32 for P 4.1's 2048
+    order: Order = "global"  # "windowed" reads `window_shards` shards at a time, for sets that memory does not hold
+    window_shards: int = 16
     hw_decoder_load: float = 0.65  # share of JPEGs for the GPU's decoder engines; DALI's default has changed over time
 
     def __post_init__(self) -> None:
-        for name in ("batch", "threads", "queue_depth"):
+        for name in ("batch", "threads", "queue_depth", "window_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.seed < 2**64:
@@ -70,6 +81,8 @@ class FeedSettings:
             raise ValueError(f"device is {self.device!r}; choose cpu or cuda")
         if self.mean not in get_args(Mean):
             raise ValueError(f"mean is {self.mean!r}; choose image or channel")
+        if self.order not in get_args(Order):
+            raise ValueError(f"order is {self.order!r}; choose global or windowed")
         if not 1 <= self.positions <= POSITIONS:
             raise ValueError(f"{self.positions} crop positions; a {CROP} crop of {STORED} has 1 to {POSITIONS}")
         if not 0 <= self.hw_decoder_load <= 1:
@@ -201,17 +214,24 @@ def _train_work(
     rank: int = 0,
     ranks: int = 1,
 ) -> Generator[_Work]:
-    samples, steps = len(shards), steps_per_epoch(len(shards), settings.batch)
+    steps = steps_per_epoch(len(shards), settings.batch)
     residual = residual_of(basis, settings.mean)
-    order = epoch_order(samples, settings.seed, start_epoch)
+    order = order_of(shards, settings, start_epoch)
     with ThreadPoolExecutor(1) as pool:  # an ImageNet's order takes a sixth of a second: have the next one ready
         for epoch in count(start_epoch):
-            following = pool.submit(epoch_order, samples, settings.seed, epoch + 1)
+            following = pool.submit(order_of, shards, settings, epoch + 1)
             for step in range(start_step if epoch == start_epoch else 0, steps):
                 ids = batch_ids(order, step, settings.batch, rank, ranks)
                 arrays, divisor = _drawn(shards, basis, settings, epoch, ids)
                 yield _Work(epoch, step, ids, _inputs(shards, ids, arrays, residual), divisor)
             order = following.result()
+
+
+def order_of(shards: ShardSet, settings: FeedSettings, epoch: int) -> Ids:
+    """The sample ids (N,) of the set in the order in which `epoch` visits them, tail and all."""
+    if settings.order == "windowed":
+        return windowed_order(shards.index["shard"], settings.seed, epoch, settings.window_shards)
+    return epoch_order(len(shards), settings.seed, epoch)
 
 
 def _drawn(

@@ -98,13 +98,17 @@ def test_view_feed_of_fewer_batches_than_the_queue_holds(shards, basis):
     assert len(batch.ids) == SAMPLES
 
 
-def test_an_epoch_sees_every_sample_at_most_once(shards, basis):
+@pytest.mark.parametrize("order", ["global", "windowed"])
+def test_an_epoch_sees_every_sample_at_most_once(shards, basis, order):
     """Each epoch: no sample twice, all but the tail, its own order; labels belong to ids; steps and epochs count up."""
-    batches = take(shards, basis, 9, settings())
+    how = settings(order=order, window_shards=2)
+    batches = take(shards, basis, 9, how)
     assert [(batch.epoch, batch.step) for batch in batches] == [divmod(n, 3) for n in range(9)]
     epochs = [torch.cat([batch.ids for batch in batches[n : n + 3]]).numpy() for n in (0, 3, 6)]
-    for ids in epochs:
+    for epoch, ids in enumerate(epochs):
         assert len(np.unique(ids)) == 24
+        assert np.array_equal(ids, loader.order_of(shards, how, epoch)[:24])
+        assert (set(shards.index["shard"][ids[:17]]) < {0, 1, 2}) == (order == "windowed")  # 17: the least two shards
     assert not np.array_equal(epochs[0], epochs[1])
     for batch in batches:
         assert batch.images.dtype == torch.float32 and batch.images.is_contiguous()
@@ -284,6 +288,8 @@ def test_rates_count_what_came_in_the_window():
         {"threads": 0},
         {"queue_depth": 0},
         {"mean": "median"},
+        {"order": "stored"},
+        {"window_shards": 0},
         {"positions": 34},
         {"hw_decoder_load": 1.5},
     ],

@@ -35,7 +35,7 @@ from pipeline.augment import Lighting
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.graphs import Stage
 from pipeline.loader import Device, FeedSettings, TrainFeed, stage_sizes, view_feed
-from pipeline.order import steps_per_epoch
+from pipeline.order import Order, steps_per_epoch
 from pipeline.rates import measure_rates
 from pipeline.shards import ShardSet, open_shards
 
@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     add("--width", type=float, default=1.0, metavar="W", help="scales the maps, for small machines; default: 1")
     add("--rate-scale", type=float, default=1.0, metavar="X", help="scales all learning rates; default: 1")
     add("--threads", type=int, metavar="N", help="of the feed; default: one more than cores, at most 8")
+    add("--order", choices=get_args(Order), default="global", help="windowed: few shards at a time, for slow storage")
     add("--stall-seconds", type=float, default=4.0, metavar="S", help="for each rate of the stall report; 0: no report")
     add("--log-every", type=int, default=20, metavar="STEPS", help="default: %(default)s")
     return parser.parse_args()
@@ -95,6 +96,7 @@ class Job:
                 "recipe": asdict(self.recipe),
                 "spec": asdict(self.spec),
                 "batch": self.feed.batch,
+                "order": [self.feed.order, self.feed.window_shards],
                 "seed": self.loop.seed,
                 "epochs": self.loop.epochs,
                 "precision": self.loop.precision,
@@ -139,6 +141,7 @@ def resolve(args: argparse.Namespace) -> Job:
         lighting_until=first_epoch_without_noise(rules, epochs),
         mean=rules.mean,
         positions=rules.crop_positions,
+        order=args.order,
         **({"threads": args.threads} if args.threads is not None else {}),
     )
     steps = steps_per_epoch(len(shards), feed.batch)
