@@ -12,10 +12,10 @@ import ctypes
 import mmap
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from io import BytesIO
+from functools import partial
 from itertools import count
 from typing import Any, Literal, get_args
 
@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
-from PIL import Image
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.augment import CROP, POSITIONS, STORED, Lighting, Mean, central_origin, draw, mean_of
+from pipeline.bad_samples import REMEDY, damaged, several, stand_in
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.graphs import Engine, Graph, Stage, train_graph, view_graph
 from pipeline.order import (
@@ -41,10 +41,10 @@ from pipeline.order import (
 from pipeline.shards import ShardSet
 
 Device = Literal["cpu", "cuda"]
+OnBadSample = Literal["stop", "skip"]
 Ids = NDArray[np.int64]
 
 ANNOUNCED_AHEAD = 4  # batches between telling the kernel which bytes come next and handing them to DALI
-END_OF_JPEG = b"\xff\xd9"
 
 
 def default_threads() -> int:
@@ -56,7 +56,7 @@ def default_threads() -> int:
 @dataclass(frozen=True)
 class FeedSettings:
     """How the feed works. What changes its pictures: batch, seed, lighting, lighting_until, mean, positions, order,
-    window_shards."""
+    window_shards; and in a damaged set on_bad_sample."""
 
     batch: int = 128  # the global one, of all ranks together (P 5)
     seed: int = 0  # of order, crops, mirroring and lighting
@@ -69,10 +69,12 @@ class FeedSettings:
     positions: int = POSITIONS  # crop offsets either way: 33 as the released code draws them, 32 for P 4.1's 2048
     order: Order = "global"  # "windowed" reads `window_shards` shards at a time, for sets that memory does not hold
     window_shards: int = 16
+    on_bad_sample: OnBadSample = "stop"  # "skip": train on another instead; evaluation always stops
+    max_bad_samples: int = 100  # as many are skipped; one more stops the feed
     hw_decoder_load: float = 0.65  # share of JPEGs for the GPU's decoder engines; DALI's default has changed over time
 
     def __post_init__(self) -> None:
-        for name in ("batch", "threads", "queue_depth", "window_shards"):
+        for name in ("batch", "threads", "queue_depth", "window_shards", "max_bad_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.seed < 2**64:
@@ -83,6 +85,8 @@ class FeedSettings:
             raise ValueError(f"mean is {self.mean!r}; choose image or channel")
         if self.order not in get_args(Order):
             raise ValueError(f"order is {self.order!r}; choose global or windowed")
+        if self.on_bad_sample not in get_args(OnBadSample):
+            raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; choose stop or skip")
         if not 1 <= self.positions <= POSITIONS:
             raise ValueError(f"{self.positions} crop positions; a {CROP} crop of {STORED} has 1 to {POSITIONS}")
         if not 0 <= self.hw_decoder_load <= 1:
@@ -111,7 +115,8 @@ class TrainFeed:
     """Endless iterator over this rank's part of every global batch, from `start_step` of `start_epoch` on.
 
     Prefetches across the edges of epochs. Use it as a context manager or `close` it. ValueError where the set does not
-    fill a batch, the batch cannot be shared by the ranks, there is no CUDA device, or a picture cannot be decoded.
+    fill a batch, the batch cannot be shared by the ranks, there is no CUDA device, or a picture cannot be decoded and
+    may not be skipped.
     """
 
     def __init__(
@@ -127,10 +132,16 @@ class TrainFeed:
         self.steps_per_epoch = steps_per_epoch(len(shards), settings.batch)
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step is {start_step}, but an epoch has {self.steps_per_epoch} steps")
-        graph = train_graph(_engine(settings, local_batch(settings.batch, ranks)))
-        work = _train_work(shards, basis, settings, start_epoch, start_step, rank, ranks)
-        self._runner = _Runner(graph, shards, work, settings.queue_depth)
+        graph = partial(train_graph, _engine(settings, local_batch(settings.batch, ranks)))
+        plan = _Plan(shards, basis, settings, rank, ranks)
+        self._skipped = plan.skipped
+        self._runner = _Runner(graph, shards, plan.work(start_epoch, start_step), settings.queue_depth, plan.mended)
         self._finish = _Finish(basis, settings)
+
+    @property
+    def bad_samples(self) -> tuple[str, ...]:
+        """The pictures that this rank has skipped so far: where they are, and why."""
+        return tuple(self._skipped.values())
 
     def __iter__(self) -> TrainFeed:
         return self
@@ -161,7 +172,7 @@ def view_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, views
         return
     engine = _engine(settings, settings.batch)
     depth = min(engine.queue_depth, batches)
-    graph = view_graph(replace(engine, queue_depth=depth), views)
+    graph = partial(view_graph, replace(engine, queue_depth=depth), views)
     runner, finish = _Runner(graph, shards, _view_work(shards, basis, settings), depth), _Finish(basis, settings)
     try:
         for _ in range(batches):
@@ -176,8 +187,9 @@ def stage_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stag
         with TrainFeed(shards, basis, settings) as feed:
             while True:
                 yield next(feed).ids.numpy(force=True)
-    graph = train_graph(_engine(settings, settings.batch), stage)
-    runner = _Runner(graph, shards, _train_work(shards, basis, settings), settings.queue_depth)
+    graph = partial(train_graph, _engine(settings, settings.batch), stage)
+    plan = _Plan(shards, basis, settings)
+    runner = _Runner(graph, shards, plan.work(), settings.queue_depth, plan.mended)
     try:
         while True:
             _, (_, tags) = runner.next(None)
@@ -205,26 +217,64 @@ class _Work:
     divisor: float
 
 
-def _train_work(
-    shards: ShardSet,
-    basis: Eigenbasis,
-    settings: FeedSettings,
-    start_epoch: int = 0,
-    start_step: int = 0,
-    rank: int = 0,
-    ranks: int = 1,
-) -> Generator[_Work]:
-    steps = steps_per_epoch(len(shards), settings.batch)
-    residual = residual_of(basis, settings.mean)
-    order = order_of(shards, settings, start_epoch)
-    with ThreadPoolExecutor(1) as pool:  # an ImageNet's order takes a sixth of a second: have the next one ready
-        for epoch in count(start_epoch):
-            following = pool.submit(order_of, shards, settings, epoch + 1)
-            for step in range(start_step if epoch == start_epoch else 0, steps):
-                ids = batch_ids(order, step, settings.batch, rank, ranks)
-                arrays, divisor = _drawn(shards, basis, settings, epoch, ids)
-                yield _Work(epoch, step, ids, _inputs(shards, ids, arrays, residual), divisor)
-            order = following.result()
+class _Plan:
+    """The work of a rank's training, and what to do where it meets pictures that cannot be decoded. `skipped` has
+    those that were skipped, by id: where they are, and why."""
+
+    def __init__(
+        self, shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.skipped: dict[int, str] = {}
+        self._shards, self._basis, self._settings = shards, basis, settings
+        self._rank, self._ranks = rank, ranks
+        self._residual = residual_of(basis, settings.mean)
+
+    def work(self, start_epoch: int = 0, start_step: int = 0) -> Generator[_Work]:
+        """Endless, from that step on."""
+        steps = steps_per_epoch(len(self._shards), self._settings.batch)
+        order = order_of(self._shards, self._settings, start_epoch)
+        with ThreadPoolExecutor(1) as pool:  # an ImageNet's order takes a sixth of a second: have the next one ready
+            for epoch in count(start_epoch):
+                following = pool.submit(order_of, self._shards, self._settings, epoch + 1)
+                for step in range(start_step if epoch == start_epoch else 0, steps):
+                    ids = batch_ids(order, step, self._settings.batch, self._rank, self._ranks)
+                    yield self._work(epoch, step, ids)
+                order = following.result()
+
+    def mended(self, work: _Work, found: dict[int, str]) -> _Work | None:
+        """`work` with others in the place of those among the damaged samples `found` that DALI does not decode; None
+        where none may be skipped, or DALI decodes them all. ValueError where they are too many."""
+        if self._settings.on_bad_sample == "stop":
+            return None
+        # DALI reads a picture no further down than its crop, so it may decode a damaged one in some epochs. Asked of
+        # each alone, the answer does not depend on what else is in the batch.
+        bad = {sample_id: where for sample_id, where in found.items() if not self._decodes(work.epoch, sample_id)}
+        self.skipped |= bad
+        if len(self.skipped) > self._settings.max_bad_samples:
+            raise ValueError(
+                f"{len(self.skipped)} pictures cannot be decoded, and at most {self._settings.max_bad_samples} may be "
+                f"skipped: {several(list(self.skipped.values()))}; {REMEDY}"
+            )
+        order = order_of(self._shards, self._settings, work.epoch)
+        ids = [stand_in(self._shards, i, order) if i in bad else i for i in work.ids.tolist()]
+        return self._work(work.epoch, work.step, np.array(ids)) if bad else None
+
+    def _decodes(self, epoch: int, sample_id: int) -> bool:
+        """Whether DALI makes this epoch's crop of the sample, alone."""
+        work = self._work(epoch, 0, np.array([sample_id]))
+        graph = train_graph(replace(_engine(self._settings, 1), queue_depth=1), "decode")
+        for name in graph.inputs:
+            graph.pipeline.feed_input(name, work.inputs[name])
+        graph.pipeline.schedule_run()
+        try:
+            graph.pipeline.outputs()
+        except RuntimeError:
+            return False
+        return True
+
+    def _work(self, epoch: int, step: int, ids: Ids) -> _Work:
+        arrays, divisor = _drawn(self._shards, self._basis, self._settings, epoch, ids)
+        return _Work(epoch, step, ids, _inputs(self._shards, ids, arrays, self._residual), divisor)
 
 
 def order_of(shards: ShardSet, settings: FeedSettings, epoch: int) -> Ids:
@@ -314,17 +364,27 @@ def _engine(settings: FeedSettings, batch: int) -> Engine:
     return Engine(batch, settings.device, device_id, settings.threads, settings.queue_depth, settings.hw_decoder_load)
 
 
-class _Runner:
-    """Keeps `queue_depth` batches in a DALI pipeline, and knows which work each one that comes out was."""
+Mend = Callable[[_Work, dict[int, str]], _Work | None]
 
-    def __init__(self, graph: Graph, shards: ShardSet, work: Generator[_Work], queue_depth: int) -> None:
-        self._graph: Graph | None = graph
+
+class _Runner:
+    """Keeps `queue_depth` batches in a DALI pipeline, and knows which work each one that comes out was. What cannot be
+    decoded goes to `mend`, which may give other work for it."""
+
+    def __init__(
+        self,
+        make_graph: Callable[[], Graph],
+        shards: ShardSet,
+        work: Generator[_Work],
+        queue_depth: int,
+        mend: Mend = lambda work, found: None,
+    ) -> None:
+        self._make_graph, self._mend = make_graph, mend
         self._shards, self._work = shards, work
         self._announced: deque[_Work] = deque()
         self._in_dali: deque[_Work] = deque()
-        for _ in range(queue_depth):
-            self._feed()
-        graph.pipeline.schedule_run()  # the first call starts as many as the queue is deep
+        self._graph: Graph | None = None
+        self._start(queue_depth)
 
     def _feed(self) -> bool:
         """Hands DALI the next batch; False where there is none."""
@@ -343,42 +403,52 @@ class _Runner:
         """The oldest batch's work and outputs, once they are ready (or ordered on `stream`); starts another batch."""
         if self._graph is None:
             raise ValueError("this feed is closed; make another one")
-        try:
-            outputs = self._graph.pipeline.outputs(stream)
-        except RuntimeError as error:
-            work = self._in_dali[0]
-            self.close()
-            damaged = _damaged(self._shards, work.ids)
-            if not damaged:
-                error.add_note(f"in the batch of epoch {work.epoch}, step {work.step}, whose pictures Pillow decodes")
-                raise
-            names = "; ".join(damaged[:3]) + ("; ..." if len(damaged) > 3 else "")
-            raise ValueError(
-                f"{len(damaged)} of {len(work.ids)} pictures of epoch {work.epoch}, step {work.step} cannot be decoded:"
-                f" {names}; run make_shards again into a new folder, which quarantines such pictures"
-            ) from error
+        while True:
+            try:
+                outputs = self._graph.pipeline.outputs(stream)
+                break
+            except RuntimeError as error:
+                self._mend_oldest(error)
         work = self._in_dali.popleft()
         if self._feed():
             self._graph.pipeline.schedule_run()
         return work, outputs
 
+    def _mend_oldest(self, error: RuntimeError) -> None:
+        """Starts a new pipeline on the same batches, the oldest one mended; raises and closes where that cannot be.
+
+        A new one, since DALI calls a pipeline that met an error invalid.
+        """
+        work = self._in_dali[0]
+        self._graph = None
+        try:
+            found = damaged(self._shards, work.ids)
+            if not found:
+                error.add_note(f"in the batch of epoch {work.epoch}, step {work.step}, whose pictures Pillow decodes")
+                raise error
+            mended = self._mend(work, found)
+            if mended is None:
+                raise ValueError(
+                    f"{len(found)} of {len(work.ids)} pictures of epoch {work.epoch}, step {work.step} cannot be "
+                    f"decoded: {several(list(found.values()))}; {REMEDY}"
+                ) from error
+        except (RuntimeError, ValueError):
+            self.close()
+            raise
+        self._announced = deque([mended, *list(self._in_dali)[1:], *self._announced])
+        self._start(len(self._in_dali))
+
+    def _start(self, batches: int) -> None:
+        """Puts the next `batches` into a new pipeline, as many as its queue is deep."""
+        self._graph = self._make_graph()
+        self._in_dali.clear()
+        for _ in range(batches):
+            self._feed()
+        self._graph.pipeline.schedule_run()  # the first call starts as many as the queue is deep
+
     def close(self) -> None:
         self._graph = None  # the pipeline goes with its last reference, and stops its threads
         self._work.close()
-
-
-def _damaged(shards: ShardSet, ids: Ids) -> list[str]:
-    """The pictures among `ids` that Pillow cannot decode either: where they are, and why."""
-    found = []
-    for sample_id, jpeg in zip(ids.tolist(), shards.jpegs(ids), strict=True):
-        try:
-            with Image.open(BytesIO(jpeg.tobytes())) as picture:
-                picture.load()
-            if not jpeg.tobytes().endswith(END_OF_JPEG):
-                raise ValueError("the end is missing")
-        except (OSError, ValueError, SyntaxError) as error:
-            found.append(f"{shards.where(sample_id)} ({error})")
-    return found
 
 
 class _Finish:

@@ -290,6 +290,8 @@ def test_rates_count_what_came_in_the_window():
         {"mean": "median"},
         {"order": "stored"},
         {"window_shards": 0},
+        {"on_bad_sample": "guess"},
+        {"max_bad_samples": 0},
         {"positions": 34},
         {"hw_decoder_load": 1.5},
     ],

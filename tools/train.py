@@ -34,7 +34,7 @@ from pipeline import eigenbasis, stall
 from pipeline.augment import Lighting
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.graphs import Stage
-from pipeline.loader import Device, FeedSettings, TrainFeed, stage_sizes, view_feed
+from pipeline.loader import Device, FeedSettings, OnBadSample, TrainFeed, stage_sizes, view_feed
 from pipeline.order import Order, steps_per_epoch
 from pipeline.rates import measure_rates
 from pipeline.shards import ShardSet, open_shards
@@ -65,6 +65,7 @@ def parse() -> argparse.Namespace:
     add("--rate-scale", type=float, default=1.0, metavar="X", help="scales all learning rates; default: 1")
     add("--threads", type=int, metavar="N", help="of the feed; default: one more than cores, at most 8")
     add("--order", choices=get_args(Order), default="global", help="windowed: few shards at a time, for slow storage")
+    add("--on-bad-sample", choices=get_args(OnBadSample), default="stop", help="skip: train on another; default: stop")
     add("--stall-seconds", type=float, default=4.0, metavar="S", help="for each rate of the stall report; 0: no report")
     add("--log-every", type=int, default=20, metavar="STEPS", help="default: %(default)s")
     return parser.parse_args()
@@ -142,6 +143,7 @@ def resolve(args: argparse.Namespace) -> Job:
         mean=rules.mean,
         positions=rules.crop_positions,
         order=args.order,
+        on_bad_sample=args.on_bad_sample,
         **({"threads": args.threads} if args.threads is not None else {}),
     )
     steps = steps_per_epoch(len(shards), feed.batch)
@@ -239,6 +241,8 @@ def train(job: Job, model: AlexNet, optimizer: Momentum2012, state: TrainState, 
             return 1 - scores.top1
 
         finished = trainer.fit(feed, Hooks(on_step, on_log, validate_epoch, save, lambda: stopped))
+        if feed.bad_samples:
+            progress.say("\n  ".join([f"skipped {len(feed.bad_samples)} damaged pictures:", *feed.bad_samples]))
     save(state)
     signal.signal(signal.SIGTERM, previous)
     return finished
