@@ -241,8 +241,8 @@ def train(job: Job, model: AlexNet, optimizer: Momentum2012, state: TrainState, 
             return 1 - scores.top1
 
         finished = trainer.fit(feed, Hooks(on_step, on_log, validate_epoch, save, lambda: stopped))
-        if feed.bad_samples:
-            progress.say("\n  ".join([f"skipped {len(feed.bad_samples)} damaged pictures:", *feed.bad_samples]))
+        if bad := feed.bad_samples:
+            progress.say("\n  ".join([f"skipped {len(bad)} damaged picture{'s' * (len(bad) > 1)}:", *bad]))
     save(state)
     signal.signal(signal.SIGTERM, previous)
     return finished
