@@ -25,7 +25,7 @@ TRAIN_OPTIONS ?=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env sample shards train test lint bench gpu-check clean
+.PHONY: help env sample shards train test lint bench bench-peers gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,8 +59,11 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: shards ## what the feed supplies, by stage, and beside a DataLoader over webdataset and Pillow
+bench: shards ## what the feed supplies, by stage, and beside its peers
 	$(BIN)/python tools/bench_loader.py $(SHARDS)/train
+	$(BIN)/python tools/bench_peers.py $(SHARDS)/train
+
+bench-peers: shards ## the feed beside bare decoding, SPDL, and a DataLoader over webdataset and Pillow
 	$(BIN)/python tools/bench_peers.py $(SHARDS)/train
 
 gpu-check: $(READY) ## the tests that need a CUDA device

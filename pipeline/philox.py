@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     ORDER = 0
     CROP = 1
     LIGHTING = 2
+    SHARDS = 3
 
 
 def philox(counters: NDArray[np.uint32], seed: int) -> NDArray[np.uint32]:

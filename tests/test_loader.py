@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from shard_fixtures import basis_of, decoded, jpeg_of, sample, write_set
 
 from pipeline import loader
-from pipeline.augment import Lighting, central_origin, draw, mean_of, reference_train, reference_views
-from pipeline.graphs import crop_position
+from pipeline.augment import Lighting, draw, mean_of, reference_train, reference_views
 from pipeline.loader import FeedSettings, TrainFeed, stage_feed, view_feed
 from pipeline.rates import measure_rates
 from pipeline.shards import Sample
@@ -111,13 +109,17 @@ def test_view_feed_of_fewer_batches_than_the_queue_holds(shards, basis):
     assert len(batch.ids) == SAMPLES
 
 
-def test_an_epoch_sees_every_sample_at_most_once(shards, basis):
+@pytest.mark.parametrize("order", ["global", "windowed"])
+def test_an_epoch_sees_every_sample_at_most_once(shards, basis, order):
     """Each epoch: no sample twice, all but the tail, its own order; labels belong to ids; steps and epochs count up."""
-    batches = take(shards, basis, 9, settings())
+    how = settings(order=order, window_shards=2)
+    batches = take(shards, basis, 9, how)
     assert [(batch.epoch, batch.step) for batch in batches] == [divmod(n, 3) for n in range(9)]
     epochs = [torch.cat([batch.ids for batch in batches[n : n + 3]]).numpy() for n in (0, 3, 6)]
-    for ids in epochs:
+    for epoch, ids in enumerate(epochs):
         assert len(np.unique(ids)) == 24
+        assert np.array_equal(ids, loader.order_of(shards, how, epoch)[:24])
+        assert (set(shards.index["shard"][ids[:17]]) < {0, 1, 2}) == (order == "windowed")  # 17: the least two shards
     assert not np.array_equal(epochs[0], epochs[1])
     for batch in batches:
         assert batch.images.dtype == torch.float32 and batch.images.is_contiguous()
@@ -125,33 +127,44 @@ def test_an_epoch_sees_every_sample_at_most_once(shards, basis):
         assert np.array_equal(batch.labels, shards.index["label"][batch.ids])
 
 
-def test_same_batches_for_any_threads_and_queue(shards, basis):
+@pytest.fixture(scope="module")
+def through(shards, basis):
+    """A feed that ran through two epochs and a step: its batches."""
+    return take(shards, basis, 7, settings())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("queue_depth", [1, 3])
+def test_same_batches_for_any_threads_and_queue(shards, basis, through, threads, queue_depth):
     """Threads and queue depth change nothing in a batch."""
-    expected = [digest(batch) for batch in take(shards, basis, 5, settings(threads=1))]
-    assert [digest(batch) for batch in take(shards, basis, 5, settings(threads=2))] == expected
-    assert [digest(batch) for batch in take(shards, basis, 5, settings(queue_depth=4))] == expected
+    batches = take(shards, basis, 7, settings(threads=threads, queue_depth=queue_depth))
+    assert [digest(batch) for batch in batches] == [digest(batch) for batch in through]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_same_batches_for_any_ranks(shards, basis, ranks):
-    """The ranks' parts, one after another, are the global batch, pixels and all."""
-    whole = take(shards, basis, 4, settings())
-    parts = [take(shards, basis, 4, settings(), rank=rank, ranks=ranks) for rank in range(ranks)]
-    for batch, *shares in zip(whole, *parts, strict=True):
+@pytest.mark.parametrize("start", [0, 2])
+def test_same_batches_for_any_ranks(shards, basis, through, ranks, start):
+    """The ranks' parts, one after another, are the global batch, pixels and all, resumed or not."""
+    place = {"start_epoch": 0, "start_step": start}
+    parts = [take(shards, basis, 7 - start, settings(), rank=rank, ranks=ranks, **place) for rank in range(ranks)]
+    for batch, *shares in zip(through[start:], *parts, strict=True):
+        assert {(share.epoch, share.step) for share in shares} == {(batch.epoch, batch.step)}
         for name in ("images", "labels", "ids"):
             assert torch.equal(getattr(batch, name), torch.cat([getattr(share, name) for share in shares]))
 
 
-@pytest.mark.parametrize("resume_at", range(1, 6))
-def test_resuming_is_naming_the_step(shards, basis, resume_at):
-    """A feed started at any (epoch, step) goes on as the feed that ran through, across the edge of an epoch too."""
-    through = [digest(batch) for batch in take(shards, basis, 7, settings())]
+@pytest.mark.parametrize("resume_at", range(1, 7))
+def test_resuming_is_naming_the_step(shards, basis, through, resume_at):
+    """A feed started at any (epoch, step), with other threads and another queue, goes on as the feed that ran through,
+    across the edge of an epoch too."""
     epoch, step = divmod(resume_at, 3)
-    resumed = take(shards, basis, 7 - resume_at, settings(), start_epoch=epoch, start_step=step)
-    assert [digest(batch) for batch in resumed] == through[resume_at:]
+    how = settings(threads=1, queue_depth=3)
+    expected = [digest(batch) for batch in through[resume_at:]]
+    resumed = take(shards, basis, 7 - resume_at, how, start_epoch=epoch, start_step=step)
+    assert [digest(batch) for batch in resumed] == expected
     if step == 0:  # the same place, named as the end of the epoch before
-        again = take(shards, basis, 1, settings(), start_epoch=epoch - 1, start_step=3)
-        assert digest(again[0]) == through[resume_at]
+        again = take(shards, basis, 1, how, start_epoch=epoch - 1, start_step=3)
+        assert digest(again[0]) == expected[0]
 
 
 def test_batches_are_safe_to_keep(shards, basis):
@@ -184,23 +197,6 @@ def test_cut_graphs_see_the_same_order(shards, basis, stage):
     expected = [batch.ids.tolist() for batch in take(shards, basis, 5, settings())]
     assert [ids.tolist() for ids in islice(stages, 5)] == expected
     stages.close()
-
-
-def test_crop_position_is_exact():
-    """For every width from 256 to 2000 and every offset, DALI's crop begins at the pixel that was meant."""
-    widths, offsets = np.arange(256, 2001), range(33)
-    pipeline = Pipeline(batch_size=len(widths), num_threads=2, device_id=None, prefetch_queue_depth=1)
-    with pipeline:
-        row = fn.external_source(name="row", dtype=types.INT16, ndim=3, layout="HWC", no_copy=True)
-        positions = [fn.external_source(name=f"position {offset}", dtype=types.FLOAT, ndim=0) for offset in offsets]
-        crops = [fn.crop_mirror_normalize(row, crop=(1, 224), crop_pos_x=x, dtype=types.FLOAT) for x in positions]
-        pipeline.set_outputs(*crops)
-    pipeline.feed_input("row", [np.arange(width, dtype=np.int16)[None, :, None] for width in widths])
-    for offset in offsets:
-        pipeline.feed_input(f"position {offset}", crop_position(central_origin(widths) + offset, widths, 224))
-    for offset, cropped in zip(offsets, pipeline.run(), strict=True):
-        first_pixels = np.array(cropped.as_tensor()).reshape(len(widths), 224)[:, 0]
-        assert np.array_equal(first_pixels, central_origin(widths) + offset)
 
 
 @pytest.mark.parametrize("damage", ["cut", "unended", "garbage"])
@@ -303,6 +299,10 @@ def test_rates_count_what_came_in_the_window():
         {"threads": 0},
         {"queue_depth": 0},
         {"mean": "median"},
+        {"order": "stored"},
+        {"window_shards": 0},
+        {"on_bad_sample": "guess"},
+        {"max_bad_samples": 0},
         {"positions": 34},
         {"hw_decoder_load": 1.5},
     ],

@@ -8,14 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import bench_towers
 import pytest
 from PIL import Image
+from shard_fixtures import basis_of, sample, write_set
 
 from model.alexnet import NetSpec
 from model.ranks import ALONE
+from pipeline import eigenbasis
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--width", "0.05", "--batch", "8", "--log-every", "1", "--stall-seconds", "0.2"]
@@ -99,6 +102,23 @@ def test_a_run_that_was_killed_goes_on_to_the_same_losses(road: Path):
 def test_a_complete_run_resumed_says_so(road: Path):
     args = [road / "shards" / "train", "--runs", road, "--run", "a", "--epochs", 2, *TINY, "--resume"]
     assert "this run is complete" in ran(tool("train", *args))
+
+
+def test_a_damaged_picture_stops_training_or_is_skipped_and_named(tmp_path: Path):
+    """By default one line names it; with --on-bad-sample skip the run is completed, and its end names it."""
+    for name in ("hurt", "whole"):
+        (tmp_path / name).mkdir()
+    hurt = write_set(tmp_path / "hurt", [sample(n, b"garbage" * 9 if n == 5 else None) for n in range(17)])
+    whole = basis_of(write_set(tmp_path / "whole", [sample(n) for n in range(17)]))
+    eigenbasis.save(replace(whole, manifest_sha256=hurt.manifest_sha256), tmp_path / "hurt" / "eigenbasis.json")
+    args = [tmp_path / "hurt", "--runs", tmp_path, "--epochs", 1, *TINY, "--stall-seconds", 0]
+    stopped = tool("train", *args, "--run", "stopped")
+    assert stopped.returncode == 2 and "drawn_0005 (no picture)" in stopped.stderr
+    out = ran(tool("train", *args, "--run", "skipped", "--order", "windowed", "--on-bad-sample", "skip"))
+    assert "skipped 1 damaged picture:" in out and "drawn_0005 (no picture)" in out
+    assert [step for step, _ in losses(tmp_path / "skipped")] == [1, 2]
+    config = json.loads((tmp_path / "skipped" / "config.json").read_text())
+    assert config["must_match"]["order"] == ["windowed", 16] and config["feed"]["order"] == "windowed"
 
 
 def test_evaluate_agrees_with_the_run_s_own_validation(road: Path, tmp_path: Path):

@@ -58,8 +58,8 @@ from pipeline import eigenbasis, stall
 from pipeline.augment import Lighting
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.graphs import Stage
-from pipeline.loader import Device, FeedSettings, TrainFeed, default_threads, stage_sizes, view_feed
-from pipeline.order import local_batch, steps_per_epoch
+from pipeline.loader import Device, FeedSettings, OnBadSample, TrainFeed, default_threads, stage_sizes, view_feed
+from pipeline.order import Order, local_batch, steps_per_epoch
 from pipeline.rates import measure_rates
 from pipeline.shards import ShardSet, open_shards
 
@@ -91,6 +91,8 @@ def parse() -> argparse.Namespace:
     add("--width", type=float, default=1.0, metavar="W", help="scales the maps, for small machines; default: 1")
     add("--rate-scale", type=float, default=1.0, metavar="X", help="scales all learning rates; default: 1")
     add("--threads", type=int, metavar="N", help="of a rank's feed; default: one more than its cores, at most 8")
+    add("--order", choices=get_args(Order), default="global", help="windowed: few shards at a time, for slow storage")
+    add("--on-bad-sample", choices=get_args(OnBadSample), default="stop", help="skip: train on another; default: stop")
     add("--layout", choices=get_args(Layout), default="towers", help="of several ranks; default: a tower on each")
     add("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch; default: at its end only")
     add("--hang-seconds", type=float, default=300.0, metavar="S", help="a rank this late ends the job; default: 300")
@@ -132,6 +134,7 @@ class Job:
                 "recipe": asdict(self.recipe),
                 "spec": asdict(self.spec),
                 "batch": self.feed.batch,
+                "order": [self.feed.order, self.feed.window_shards],
                 "seed": self.loop.seed,
                 "epochs": self.loop.epochs,
                 "precision": self.loop.precision,
@@ -190,6 +193,8 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         mean=rules.mean,
         positions=rules.crop_positions,
         threads=args.threads if args.threads is not None else feed_threads(),
+        order=args.order,
+        on_bad_sample=args.on_bad_sample,
     )
     local_batch(feed.batch, ranks.place.world)
     steps = steps_per_epoch(len(shards), feed.batch)
@@ -382,6 +387,8 @@ def train(job: Job, trainer: Trainer, clocks: stall.StepClocks) -> tuple[bool, b
 
         finished = trainer.fit(batches, Hooks(on_step, on_log, validate_epoch, save, stopped))
         save(state)
+        if bad := feed.bad_samples:
+            progress.say("\n  ".join([f"skipped {len(bad)} damaged picture{'s' * (len(bad) > 1)}:", *bad]))
     signal.signal(signal.SIGTERM, previous)
     return finished, saved
 
