@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import types
 from nvidia.dali.data_node import DataNode
-from nvidia.dali.plugin.numba import NumbaFunction
+from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer
 
 from pipeline.augment import CROP
 
@@ -49,21 +49,52 @@ def light(
             blue[x] = (blue[x] - mean[2] - residual[2, y, x]) * blue_scale
 
 
-def _shape(outs: Any, ins: Any) -> None:
-    for shape in outs[0]:
+# What DALI calls for each crop, and once for the shapes of a batch: addresses of arrays of addresses. The plugin would
+# compile such functions around ours in every process, which takes seconds; compiled here, they are cached on disk.
+_ADDRESSES = "u8, u8, u8, i4, u8, u8, u8, i4"
+
+
+@numba.cfunc(f"void({_ADDRESSES})", cache=True)  # type: ignore[untyped-decorator]
+def _run(
+    outs: int, out_shapes: int, out_ndims: int, out_count: int, ins: int, in_shapes: int, in_ndims: int, in_count: int
+) -> None:
+    out = numba.carray(address_as_void_pointer(outs), 1, dtype=np.uint64)
+    given = numba.carray(address_as_void_pointer(ins), 5, dtype=np.uint64)
+    light(
+        numba.carray(address_as_void_pointer(out[0]), (3, CROP, CROP), dtype=np.float32),
+        numba.carray(address_as_void_pointer(given[0]), (CROP, CROP, 3), dtype=np.uint8),
+        numba.carray(address_as_void_pointer(given[1]), (1,), dtype=np.int32),
+        numba.carray(address_as_void_pointer(given[2]), (3,), dtype=np.float32),
+        numba.carray(address_as_void_pointer(given[3]), (3,), dtype=np.float32),
+        numba.carray(address_as_void_pointer(given[4]), (3, CROP, CROP), dtype=np.float32),
+    )
+
+
+@numba.cfunc("void(u8, u8, i4, u8, u8, i4, i4)", cache=True)  # type: ignore[untyped-decorator]
+def _shapes(
+    out_shapes: int, out_ndims: int, out_count: int, in_shapes: int, in_ndims: int, in_count: int, samples: int
+) -> None:
+    for address in numba.carray(address_as_void_pointer(out_shapes), samples, dtype=np.uint64):
+        shape = numba.carray(address_as_void_pointer(address), 3, dtype=np.int64)
         shape[0], shape[1], shape[2] = 3, CROP, CROP
 
 
-def _run(out: Any, crop: Any, mirror: Any, mean: Any, std: Any, residual: Any) -> None:
-    light(out, crop, mirror, mean, std, residual)
+class _Light(NumbaFunction):  # type: ignore[misc]
+    """The plugin's operator with functions that are compiled already."""
+
+    def _get_run_fn_cpu(self, *_: Any) -> int:
+        return int(_run.address)
+
+    def _get_setup_fn_cpu(self, *_: Any) -> int:
+        return int(_shapes.address)
 
 
-@cache  # compiling what DALI calls takes seconds: once a process
+@cache
 def _operator() -> NumbaFunction:
     byte, whole, single = types.UINT8, types.INT32, types.FLOAT
-    return NumbaFunction(
-        run_fn=_run,
-        setup_fn=_shape,
+    return _Light(
+        run_fn=light,
+        setup_fn=_shapes,
         out_types=[single],
         outs_ndim=[3],
         in_types=[byte, whole, single, single, single],
