@@ -65,7 +65,7 @@ def assert_same(batches, others):
             assert torch.equal(getattr(one, name), getattr(other, name))
 
 
-def test_the_other_rows_are_the_undamaged_set_s(whole, basis, skipped):
+def test_the_other_rows_are_the_undamaged_set_s(whole, hurt, basis, skipped):
     """Only rows of damaged pictures differ, and those show whole ones, with their own labels."""
     expected, _ = take(whole, basis, len(skipped), skipping())
     replaced = []
