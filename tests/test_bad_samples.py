@@ -65,7 +65,7 @@ def assert_same(batches, others):
             assert torch.equal(getattr(one, name), getattr(other, name))
 
 
-def test_the_other_rows_are_the_undamaged_set_s(whole, basis, skipped):
+def test_the_other_rows_are_the_undamaged_set_s(whole, hurt, basis, skipped):
     """Only rows of damaged pictures differ, and those show whole ones, with their own labels."""
     expected, _ = take(whole, basis, len(skipped), skipping())
     replaced = []
@@ -74,6 +74,8 @@ def test_the_other_rows_are_the_undamaged_set_s(whole, basis, skipped):
         replaced += original.ids[other].tolist()
         for name in ("images", "labels", "ids"):
             assert torch.equal(getattr(batch, name)[~other], getattr(original, name)[~other])
+        order = loader.order_of(whole, skipping(), batch.epoch)
+        assert batch.ids[other].tolist() == [stand_in(hurt, i, order) for i in original.ids[other].tolist()]
         assert not np.isin(batch.ids.numpy(), list(ALWAYS)).any()
         assert not np.isin(batch.ids.numpy()[other], list(BAD)).any()
         assert np.array_equal(batch.labels, whole.index["label"][batch.ids])

@@ -153,7 +153,7 @@ def _table(rates: dict[str, Rate], ratios: dict[str, dict[str, Any]], wanted: di
     """Lines for people: the rates, then the feed's relative to each peer's."""
     lines = [
         f"{'':26}{'img/s':>8}{'min':>8}{'max':>8}{'CPU ms/img':>12}{'cores':>7}  "
-        f"{'feed / peer':>12}{'(rounds)':>15}{'by CPU':>8}{'wanted':>8}"
+        f"{'feed / peer':>12}{'(rounds)':>18}{'by CPU':>8}{'wanted':>8}"
     ]
     for name, rate in rates.items():
         line = f"{name:26}{rate.img_s:8,.0f}{rate.img_s_min:8,.0f}{rate.img_s_max:8,.0f}{rate.cpu_ms_per_img:12.3f}"
@@ -161,7 +161,7 @@ def _table(rates: dict[str, Rate], ratios: dict[str, dict[str, Any]], wanted: di
         if name in ratios:
             found, target = ratios[name], wanted[name]
             rounds = f"({min(found['speed_by_round']):.2f} to {max(found['speed_by_round']):.2f})"
-            line += f"  {found['speed']:12.2f}{rounds:>15}{found['cpu']:8.2f}{f'{target:g}' if target else '-':>8}"
+            line += f"  {found['speed']:12.2f}{rounds:>18}{found['cpu']:8.2f}{f'{target:g}' if target else '-':>8}"
         lines.append(line)
     return "\n".join(lines)
 
