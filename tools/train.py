@@ -1,7 +1,7 @@
 """Trains the network of 2012 from a shard set and says what training waited for.
 
     python tools/train.py data/sample-256/train --val data/sample-256/val --run first
-    torchrun --nproc-per-node 2 tools/train.py data/sample-256/train --val data/sample-256/val --run first
+    torchrun --nproc-per-node 2 -- tools/train.py data/sample-256/train --val data/sample-256/val --run first
 
 Writes runs/NAME/: config.json, metrics.jsonl, checkpoints/, stall.json. SIGTERM saves a checkpoint after the step in
 hand and exits with 0; --resume goes on from the last one, with the numbers of a run that was never stopped, on as many
