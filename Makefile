@@ -38,6 +38,7 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "$(PYTHON) is older than Python 3.11; name another: make env PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm  # a test uses its reader, which needs none of them
 	@touch $@
 
 sample: $(READY) ## drawn pictures in ILSVRC2012's own files, in data/sample (nothing where IMAGENET is given)

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.shards import ShardSet, open_shards, published
-from pipeline.workers import executor_of, in_order
+from pipeline.workers import Workers
 
 PIXEL_SCALE = 255
 SIDE = 256
@@ -104,15 +104,13 @@ def eigenbasis_of(moments: Moments, manifest_sha256: str) -> Eigenbasis:
     return Eigenbasis(moments.pixels, mean, covariance, eigenvalues, eigenvectors * signs, image, manifest_sha256)
 
 
-def measure(shards: ShardSet, workers: int, progress: Callable[[int], None]) -> Eigenbasis:
-    """Decodes the whole set with `workers` processes (1: in this one); `progress` counts pictures."""
+def measure(shards: ShardSet, workers: Workers, progress: Callable[[int], None]) -> Eigenbasis:
+    """Decodes the whole set; `progress` counts pictures."""
     chunks = [np.arange(start, min(start + CHUNK, len(shards))) for start in range(0, len(shards), CHUNK)]
     total = moments_of([])
-    with executor_of(workers, __name__) as executor:
-        which = repeat(shards.folder), repeat(shards.manifest_sha256)
-        for part in in_order(executor, _chunk_moments, *which, chunks):
-            total = total + part
-            progress(part.pictures)
+    for part in workers.map(_chunk_moments, repeat(shards.folder), repeat(shards.manifest_sha256), chunks):
+        total = total + part
+        progress(part.pictures)
     return eigenbasis_of(total, shards.manifest_sha256)
 
 

@@ -27,7 +27,7 @@ from scipy import io as matlab
 
 from pipeline.drawing import MAX_CLASSES, class_words, draw
 from pipeline.sources import DEVKIT, TRAIN_TAR, VAL_TAR
-from pipeline.workers import executor_of, in_order
+from pipeline.workers import Workers
 
 RECORD = "sample.json"
 FORMAT = 1  # of the pictures and the files; raise it when the same settings come to mean other bytes
@@ -91,8 +91,8 @@ def already_made(out: Path, settings: SampleSettings) -> bool:
     return True
 
 
-def make_sample(out: Path, settings: SampleSettings, workers: int, progress: Callable[[int], None]) -> None:
-    """Draws the set into the folder `out` with this many processes; does nothing if it is already there.
+def make_sample(out: Path, settings: SampleSettings, workers: Workers, progress: Callable[[int], None]) -> None:
+    """Draws the set into the folder `out`; does nothing if it is already there.
 
     `progress` is called with the number of images newly drawn. Raises ValueError as `already_made` does.
     """
@@ -103,8 +103,8 @@ def make_sample(out: Path, settings: SampleSettings, workers: int, progress: Cal
     wnids = class_wnids(settings)
 
     val_files: list[list[bytes]] = []
-    with _open_tar(partial[TRAIN_TAR]) as train_tar, executor_of(workers, __name__) as executor:
-        drawn = in_order(executor, _draw_class, repeat(settings), range(settings.classes))
+    with _open_tar(partial[TRAIN_TAR]) as train_tar:
+        drawn = workers.map(_draw_class, repeat(settings), range(settings.classes))
         for label, (class_tar, val_of_class) in enumerate(drawn):
             _add(train_tar, f"{wnids[label]}.tar", class_tar)
             val_files.append(val_of_class)

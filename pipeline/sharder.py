@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.bound_by import Busy
+from pipeline.listing import Items, Listing
 from pipeline.order import epoch_order
-from pipeline.resize import ResizeSettings, Undecodable, library_versions, transcode
+from pipeline.resize import ResizeSettings, Undecodable, decode, encode, library_versions, resize
 from pipeline.shards import (
     INDEX,
     INDEX_DTYPE,
@@ -31,16 +32,18 @@ from pipeline.shards import (
     Quarantined,
     Sample,
     ShardRecord,
+    fsync_folder,
     open_shards,
     publish,
     published,
     read_index,
+    remove_temporary,
     rows_by_shard,
     write_shard,
 )
-from pipeline.sources import Item, ItemReader, Listing
+from pipeline.sources import ItemReader
 from pipeline.verify import verify
-from pipeline.workers import executor_of, ignore
+from pipeline.workers import Workers, ignore
 
 PLAN = "plan.json"
 LOCK = "lock"
@@ -70,41 +73,50 @@ class ShardJob:
 
     folder: Path
     name: str
-    items: tuple[Item, ...]
+    items: Items
     resize: ResizeSettings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardResult:
-    """What a job did. `rows` are index rows (INDEX_DTYPE fields), `shard` left 0."""
+    """What a job did. `rows` has INDEX_DTYPE, `shard` left 0; `busy` is None where an earlier run did it."""
 
+    name: str
     record: ShardRecord
-    rows: list[list[int]]
+    rows: np.ndarray
     quarantined: list[Quarantined]
+    busy: Busy | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A whole shard set, how many shards this run wrote of it, and its workers' seconds at that."""
+
+    manifest: Manifest
+    written: int
+    busy: Busy
 
 
 class OverQuarantine(Exception):
     """More pictures could not be decoded than the user allows; the text says how many and what to do."""
 
 
-def plan(listing: Listing, settings: ShardSettings, folder: Path) -> list[ShardJob]:
+def plan(listing: Listing, settings: ShardSettings, folder: Path) -> Iterator[ShardJob]:
     """The jobs that write `listing` into `folder`, in an order drawn from the seed."""
     order = epoch_order(len(listing.items), settings.seed, epoch=0)
-    groups = np.split(order, range(settings.shard_samples, len(order), settings.shard_samples))
-    return [
-        ShardJob(folder, f"{listing.split}-{number:06d}", tuple(listing.items[i] for i in group), settings.resize)
-        for number, group in enumerate(groups)
-    ]
+    for number, start in enumerate(range(0, len(order), settings.shard_samples)):
+        items = listing.items.take(order[start : start + settings.shard_samples])
+        yield ShardJob(folder, f"{listing.split}-{number:06d}", items, settings.resize)
 
 
 def make_split(
     listing: Listing,
     out: Path,
     settings: ShardSettings,
-    workers: int,
+    workers: Workers,
     quarantine_limit: int,
     progress: Callable[[int], None],
-) -> Manifest:
+) -> Outcome:
     """Writes `out`/SPLIT, or finishes what an earlier run began, or finds it whole. `progress` counts pictures.
 
     Raises ValueError where `out`/SPLIT was made otherwise or is damaged, OverQuarantine above `quarantine_limit`.
@@ -115,9 +127,7 @@ def make_split(
         return _check_same(final, wanted, progress)
     with _locked(work):
         _begin(work, wanted)
-        jobs = plan(listing, settings, work)
-        with executor_of(workers, __name__) as executor:
-            results = run_jobs(jobs, executor, progress)
+        results = run_jobs(plan(listing, settings, work), workers, progress)
         quarantined = sorted((q for r in results for q in r.quarantined), key=lambda q: q.key)
         if len(quarantined) > quarantine_limit:
             first = f"{quarantined[0].key}: {quarantined[0].reason}"
@@ -128,17 +138,19 @@ def make_split(
         manifest = _publish(work, listing, wanted, results, quarantined)
         work.rename(final)
         (final / LOCK).unlink()
-    return manifest
+        fsync_folder(out)
+    busy = [result.busy for result in results if result.busy is not None]
+    return Outcome(manifest, len(busy), sum(busy, Busy()))
 
 
 def repair_split(
     listing: Listing,
     out: Path,
     settings: ShardSettings,
-    workers: int,
+    workers: Workers,
     quarantine_limit: int,
     progress: Callable[[int], None],
-) -> Manifest:
+) -> Outcome:
     """Rebuilds what is damaged or missing of `out`/SPLIT from its source, byte for byte as it was.
 
     Shards without a fault are taken over; all are rebuilt where manifest or index are gone. From then on the work is
@@ -147,8 +159,7 @@ def repair_split(
     final, work = out / listing.split, out / f"{listing.split}.unfinished"
     if final.exists():
         wanted = {"settings": settings.record(), "source": listing.record()}
-        with executor_of(workers, __name__) as executor:
-            faults = verify(final, False, executor, ignore)
+        faults = verify(final, False, workers, ignore)
         faulty = {Path(fault.file).stem for fault in faults}
         if Path(MANIFEST).stem not in faulty:
             manifest = Manifest.from_json((final / MANIFEST).read_text(), final / MANIFEST)
@@ -156,7 +167,7 @@ def repair_split(
                 raise ValueError(f"{final}: made otherwise ({difference}); repair it with the same source and settings")
             if not faults:
                 progress(len(listing.items))
-                return manifest
+                return Outcome(manifest, 0, Busy())
             if Path(INDEX).stem not in faulty:
                 _note_sound_shards(final, manifest, plan(listing, settings, final), faulty)
         final.rename(work)
@@ -164,7 +175,7 @@ def repair_split(
     return make_split(listing, out, settings, workers, quarantine_limit, progress)
 
 
-def _note_sound_shards(folder: Path, manifest: Manifest, jobs: Sequence[ShardJob], faulty: set[str]) -> None:
+def _note_sound_shards(folder: Path, manifest: Manifest, jobs: Iterable[ShardJob], faulty: set[str]) -> None:
     """Leaves beside every shard without a fault the note that the job which wrote it left."""
     parts = rows_by_shard(read_index(folder, manifest), manifest)
     reasons = {entry.key: entry for entry in manifest.quarantined}
@@ -172,76 +183,92 @@ def _note_sound_shards(folder: Path, manifest: Manifest, jobs: Sequence[ShardJob
         if job.name in faulty:
             continue
         rows["shard"] = 0
-        missing = [reasons[item.key] for item in job.items if item.key in reasons]
-        _note(job, ShardResult(record, [list(row) for row in rows.tolist()], missing))
+        missing = [reasons[item.key] for item in job.items if item.key in reasons] if reasons else []
+        _note(folder, ShardResult(job.name, record, rows, missing, None))
 
 
-def run_jobs(jobs: Sequence[ShardJob], executor: Executor | None, progress: Callable[[int], None]) -> list[ShardResult]:
-    """Results of all jobs, in plan order: those already noted in the folder, the rest by `executor` (None: in here)."""
-    results: dict[str, ShardResult] = {}
-    for job in jobs:
-        if (noted := _read_note(job)) is not None:
-            results[job.name] = noted
-            progress(len(job.items))
-    todo = [job for job in jobs if job.name not in results]
-    if executor is None:
-        for job in todo:
-            results[job.name] = write_job(job)
-            progress(len(job.items))
-    else:
-        _run_elsewhere(todo, executor, results, progress)
-    return [results[job.name] for job in jobs]
+def run_jobs(jobs: Iterable[ShardJob], workers: Workers, progress: Callable[[int], None]) -> list[ShardResult]:
+    """Results of all jobs, by name: those already noted in their folder, the rest by `workers`."""
+    results: list[ShardResult] = []
 
+    def done(result: ShardResult) -> None:
+        results.append(result)
+        progress(len(result.rows) + len(result.quarantined))
 
-def _run_elsewhere(
-    jobs: Sequence[ShardJob], executor: Executor, results: dict[str, ShardResult], progress: Callable[[int], None]
-) -> None:
-    futures = {executor.submit(write_job, job): job for job in jobs}
-    try:
-        for future in as_completed(futures):
-            job = futures[future]
-            results[job.name] = future.result()
-            progress(len(job.items))
-    except BrokenProcessPool as error:
-        raise OSError("a worker process died (out of memory?); run the same command again to go on") from error
-    finally:
-        for future in futures:
-            future.cancel()
+    def todo() -> Iterator[ShardJob]:
+        for job in jobs:
+            if (noted := _read_note(job)) is None:
+                yield job
+            else:
+                done(noted)
+
+    for result in workers.as_done(write_job, todo()):
+        done(result)
+    return sorted(results, key=lambda result: result.name)
 
 
 def write_job(job: ShardJob) -> ShardResult:
-    """Writes one shard and, when it is whole, the note that says so. Runs in a worker process."""
+    """Writes one shard and, when it is whole, the note that says so. Runs in a worker."""
     torch.set_num_threads(1)  # a worker is one core; more threads would only take the other workers' time
-    quarantined: list[Quarantined] = []
-    record, rows = write_shard(job.folder, job.name, _samples(job, quarantined))
-    result = ShardResult(record, [list(row) for row in rows.tolist()], quarantined)
-    _note(job, result)
-    return result
+    started_s = time.perf_counter()
+    samples, quarantined, busy = _transcoded(job)
+    record, rows = write_shard(job.folder, job.name, samples)
+    result = ShardResult(job.name, record, rows, quarantined, None)
+    _note(job.folder, result)
+    write_s = time.perf_counter() - started_s - busy.total_s()
+    return ShardResult(job.name, record, rows, quarantined, busy + Busy(write_s=write_s))
 
 
-def _note(job: ShardJob, result: ShardResult) -> None:
-    with published(_note_path(job)) as file:
-        file.write(json.dumps(asdict(result)).encode())
-
-
-def _samples(job: ShardJob, quarantined: list[Quarantined]) -> Iterator[Sample]:
+def _transcoded(job: ShardJob) -> tuple[list[Sample], list[Quarantined], Busy]:
+    """The job's pictures as they are stored, in its order. They are read in the source's: disks like that, and a
+    parquet row group is then read once. All of a shard's stored pictures are in memory, about 20 kB each."""
+    samples: dict[int, Sample] = {}
+    quarantined: dict[int, Quarantined] = {}
+    spent_s = dict.fromkeys(("read", "decode", "resize", "encode"), 0.0)
     with ItemReader() as reader:
-        for item in job.items:
+        for place in _source_order(job.items).tolist():
+            item = job.items[place]
+            clock = [time.perf_counter()]
             try:
-                encoded = transcode(reader.read(item), job.resize)
+                data = reader.read(item)
+                clock.append(time.perf_counter())
+                picture = decode(data, job.resize)
+                clock.append(time.perf_counter())
+                picture = resize(picture, job.resize)
+                clock.append(time.perf_counter())
+                stored = encode(picture, job.resize)
+                samples[place] = Sample(item.key, item.label, stored.jpeg, stored.width, stored.height)
             except Undecodable as error:
-                quarantined.append(Quarantined(item.key, str(error)))
-            else:
-                yield Sample(item.key, item.label, encoded.jpeg, encoded.width, encoded.height)
+                quarantined[place] = Quarantined(item.key, str(error))
+            clock.append(time.perf_counter())
+            for stage, start_s, end_s in zip(spent_s, clock, clock[1:], strict=False):
+                spent_s[stage] += end_s - start_s
+    busy = Busy(**{f"{stage}_s": seconds for stage, seconds in spent_s.items()})
+    return [samples[place] for place in sorted(samples)], [quarantined[p] for p in sorted(quarantined)], busy
 
 
-def _note_path(job: ShardJob) -> Path:
-    return job.folder / f"{job.name}.json"
+def _source_order(items: Items) -> np.ndarray:
+    order: np.ndarray = np.lexsort((items.offset, items.name, items.parent))
+    return order
+
+
+def _note(folder: Path, result: ShardResult) -> None:
+    fields = {
+        "record": asdict(result.record),
+        "rows": result.rows.tolist(),
+        "quarantined": [asdict(entry) for entry in result.quarantined],
+    }
+    with published(_note_path(folder, result.name)) as file:
+        file.write(json.dumps(fields).encode())
+
+
+def _note_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
 
 
 def _read_note(job: ShardJob) -> ShardResult | None:
     """The result that a finished job noted, if its tar is there and as long as noted."""
-    path = _note_path(job)
+    path = _note_path(job.folder, job.name)
     if not path.is_file():
         return None
     fields = json.loads(path.read_text())
@@ -249,7 +276,8 @@ def _read_note(job: ShardJob) -> ShardResult | None:
     tar = job.folder / record.name
     if not tar.is_file() or tar.stat().st_size != record.bytes or not tar.with_suffix(".idx").is_file():
         return None
-    return ShardResult(record, fields["rows"], [Quarantined(**q) for q in fields["quarantined"]])
+    rows = np.array([tuple(row) for row in fields["rows"]], dtype=INDEX_DTYPE)
+    return ShardResult(job.name, record, rows, [Quarantined(**q) for q in fields["quarantined"]], None)
 
 
 @contextmanager
@@ -267,6 +295,7 @@ def _locked(work: Path) -> Iterator[None]:
 def _begin(work: Path, wanted: dict[str, Any]) -> None:
     """Notes what the work folder is for, or checks that it is for the same."""
     path = work / PLAN
+    remove_temporary(work)
     if not path.is_file():
         with published(path) as file:
             file.write(json.dumps(wanted, indent=1).encode())
@@ -275,12 +304,13 @@ def _begin(work: Path, wanted: dict[str, Any]) -> None:
         raise ValueError(f"{work}: begun otherwise ({difference}); use the same again, or remove the folder")
 
 
-def _check_same(final: Path, wanted: dict[str, Any], progress: Callable[[int], None]) -> Manifest:
+def _check_same(final: Path, wanted: dict[str, Any], progress: Callable[[int], None]) -> Outcome:
+    (final / LOCK).unlink(missing_ok=True)  # of a run that was killed when all but this was done
     manifest = open_shards(final).manifest
     if difference := _difference({"settings": manifest.settings, "source": manifest.source}, wanted):
         raise ValueError(f"{final}: made otherwise ({difference}); choose another folder, or remove this one")
     progress(manifest.source["images"])
-    return manifest
+    return Outcome(manifest, 0, Busy())
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -303,8 +333,8 @@ def _publish(
     results: Sequence[ShardResult],
     quarantined: Sequence[Quarantined],
 ) -> Manifest:
-    rows = [(shard, *row[1:]) for shard, result in enumerate(results) for row in result.rows]
-    index = np.array(rows, dtype=INDEX_DTYPE)
+    index = np.concatenate([result.rows for result in results])
+    index["shard"] = np.repeat(np.arange(len(results)), [len(result.rows) for result in results])
     shards = tuple(result.record for result in results)
     manifest = publish(
         work,
@@ -314,6 +344,7 @@ def _publish(
         index,
     )
     for result in results:
-        (work / result.record.name).with_suffix(".json").unlink()
+        _note_path(work, result.name).unlink()
     (work / PLAN).unlink()
+    remove_temporary(work)
     return manifest

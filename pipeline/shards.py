@@ -5,6 +5,7 @@ A shard set is one folder per split; the same input gives the same bytes:
     train-000000.tar ...   USTAR; members KEY.jpg and KEY.cls (the class index in ASCII); mtime and owner 0
     train-000000.idx ...   DALI's index v1.2, for fn.readers.webdataset
     index.npy              INDEX_DTYPE, one row per sample; the row number is the sample id
+    wids.json, _info.json  which tars there are and how many samples each has, as the wids package and timm read it
     manifest.json          what is in the set and what made it, with the hash of every file; written last
 
 A folder without a manifest is not a shard set. Files get their final names only when whole.
@@ -26,13 +27,17 @@ from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import numpy as np
 
-FORMAT = "alexnet-pipeline shards, version 2"
+FORMAT = "alexnet-pipeline shards, version 3"
 MANIFEST = "manifest.json"
 INDEX = "index.npy"
+WIDS_INDEX = "wids.json"  # wids.ShardListDataset(".../wids.json")
+TIMM_INFO = "_info.json"  # timm.create_dataset("wds/", root=".../train", split="train")
 SEALED_NS = 1_348_963_200 * 10**9  # 30 September 2012: the time of change of a tar that is as it was when hashed
+TEMPORARY = ".tmp"
 KEY_LIMIT = 90
 INDEX_DTYPE = np.dtype(
     [
@@ -132,17 +137,28 @@ def _json_sha256(fields: dict[str, Any]) -> str:
 
 @contextmanager
 def published(path: Path) -> Iterator[IO[bytes]]:
-    """A file for writing that appears under `path` only when the block ends well: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A file for writing that appears under `path` only when the block ends well: temporary name, fsync, rename, fsync
+    of the folder. The temporary name is nobody else's, so two who write the same file do not meet. OSErrors name it."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        fsync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):  # as where the folder itself is gone
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes what killed writers left; nobody may be writing there."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 class _HashingFile:
@@ -217,20 +233,42 @@ def _tar_info(name: str, size: int) -> tarfile.TarInfo:
 
 
 def publish(folder: Path, manifest_of: Callable[[str], Manifest], index: np.ndarray) -> Manifest:
-    """Writes index.npy, then, last, the manifest, which `manifest_of(index_sha256)` makes. Returns it."""
+    """Writes index.npy, others' indexes and, last, the manifest, made by `manifest_of(index_sha256)`. Returns it."""
     assert index.dtype == INDEX_DTYPE
     text = BytesIO()
     np.save(text, index)
     with published(folder / INDEX) as file:
         file.write(text.getvalue())
     manifest = manifest_of(hashlib.sha256(text.getvalue()).hexdigest())
+    for name, content in other_indexes(manifest).items():
+        with published(folder / name) as file:
+            file.write(content)
     with published(folder / MANIFEST) as file:
         file.write(manifest.to_json().encode())
-    _fsync_folder(folder)
     return manifest
 
 
-def _fsync_folder(folder: Path) -> None:
+def other_indexes(manifest: Manifest) -> dict[str, bytes]:
+    """Name and content of the indexes that other readers want, which follow from the manifest."""
+    shards = manifest.shards
+    wids = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "name": manifest.split,
+        "shardlist": [{"url": s.name, "nsamples": s.samples, "filesize": s.bytes} for s in shards],
+    }
+    split = {
+        "name": manifest.split,
+        "filenames": [shard.name for shard in shards],
+        "shard_lengths": [shard.samples for shard in shards],
+        "num_samples": manifest.samples,
+    }
+    contents = {WIDS_INDEX: wids, TIMM_INFO: {"splits": {manifest.split: split}}}
+    return {name: (json.dumps(content, indent=1) + "\n").encode() for name, content in contents.items()}
+
+
+def fsync_folder(folder: Path) -> None:
+    """Has the disk keep the names in `folder`."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,7 +11,6 @@ import hashlib
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import repeat
@@ -27,12 +26,13 @@ from pipeline.shards import (
     ShardRecord,
     dali_index,
     member_header,
+    other_indexes,
     padded,
     read_index,
     rows_by_shard,
     sha256_of,
 )
-from pipeline.workers import in_order
+from pipeline.workers import Workers
 
 DALI_INDEX_SUFFIX = ".idx"
 
@@ -52,10 +52,10 @@ class Fault:
         return f"{where}: {self.what}" if self.sample is None else f"{where}, sample {self.sample}: {self.what}"
 
 
-def verify(folder: Path, deep: bool, executor: Executor | None, progress: Callable[[int], None]) -> list[Fault]:
+def verify(folder: Path, deep: bool, workers: Workers, progress: Callable[[int], None]) -> list[Fault]:
     """The faults of the set in `folder`, none if it is as written; `deep` decodes every picture too.
 
-    A shard is a job of `executor` (None: in here); `progress` counts samples. Without a readable manifest there is
+    A shard is a job of `workers`; `progress` counts samples. Without a readable manifest there is
     nothing to compare with, and that is the one fault.
     """
     try:
@@ -66,13 +66,21 @@ def verify(folder: Path, deep: bool, executor: Executor | None, progress: Callab
         index = read_index(folder, manifest)
     except ValueError as error:
         return [Fault(INDEX, str(error)), *_wrong_hashes(folder, manifest.shards)]
-    faults: list[Fault] = []
+    faults = list(_wrong_indexes(folder, manifest))
     parts = rows_by_shard(index, manifest)
-    results = in_order(executor, verify_shard, repeat(folder), manifest.shards, parts, repeat(deep))
+    results = workers.map(verify_shard, repeat(folder), manifest.shards, parts, repeat(deep))
     for record, found in zip(manifest.shards, results, strict=True):
         faults += found
         progress(record.samples)
     return faults
+
+
+def _wrong_indexes(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+    for name, content in other_indexes(manifest).items():
+        if not (folder / name).is_file():
+            yield Fault(name, "missing")
+        elif (folder / name).read_bytes() != content:
+            yield Fault(name, "not what follows from the manifest")
 
 
 def _wrong_hashes(folder: Path, records: Sequence[ShardRecord]) -> Iterator[Fault]:

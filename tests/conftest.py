@@ -12,7 +12,7 @@ from pipeline.sample import SampleSettings, make_sample
 from pipeline.sharder import ShardSettings, make_split
 from pipeline.shards import ShardSet, open_shards
 from pipeline.sources import open_source
-from pipeline.workers import ignore
+from pipeline.workers import ALONE, ignore
 
 SAMPLE = SampleSettings(classes=4, train_images=12, val_images=5, min_side=150, max_side=220, seed=7)
 SHARD_SETTINGS = ShardSettings(seed=7, shard_samples=20)
@@ -25,7 +25,7 @@ torch.set_num_threads(1)  # small nets: more threads would only wait for one ano
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three ILSVRC files."""
     folder = tmp_path_factory.mktemp("sample")
-    make_sample(folder, SAMPLE, workers=1, progress=ignore)
+    make_sample(folder, SAMPLE, workers=ALONE, progress=ignore)
     return folder
 
 
@@ -34,9 +34,9 @@ def shard_root(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`train` (with its eigenbasis) and `val` of the sample. Tests that change it work on a copy."""
     root = tmp_path_factory.mktemp("shards")
     for split in ("train", "val"):
-        make_split(open_source(sample).listing(split), root, SHARD_SETTINGS, 1, 10, ignore)
+        make_split(open_source(sample).listing(split), root, SHARD_SETTINGS, ALONE, 10, ignore)
     shards = open_shards(root / "train")
-    eigenbasis.save(eigenbasis.measure(shards, 1, ignore), root / "train" / "eigenbasis.json")
+    eigenbasis.save(eigenbasis.measure(shards, ALONE, ignore), root / "train" / "eigenbasis.json")
     return root
 
 

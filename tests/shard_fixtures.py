@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from pipeline import eigenbasis
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.shards import ClassName, Manifest, Sample, ShardSet, open_shards, publish, write_shard
+from pipeline.workers import ALONE
 
 SIZES = [(256, 256), (341, 256), (256, 384), (300, 256), (256, 257), (257, 256), (512, 256)]
 CLASSES = 5
@@ -60,7 +61,12 @@ def write_set(folder: Path, samples: list[Sample], shard_samples: int = 10) -> S
 
 def basis_of(shards: ShardSet) -> Eigenbasis:
     """The set's own eigenbasis."""
-    return eigenbasis.measure(shards, 1, lambda _: None)
+    return eigenbasis.measure(shards, ALONE, lambda _: None)
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Every file under `root`, by its path from there."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def decoded(shards: ShardSet, sample_id: int) -> np.ndarray:

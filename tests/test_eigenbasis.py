@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline import eigenbasis
 from pipeline.eigenbasis import check, eigenbasis_of, load, measure, moments_of, save
 from pipeline.shards import ShardSet
-from pipeline.workers import ignore
+from pipeline.workers import ALONE, ignore, workers_of
 
 
 def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -64,7 +64,9 @@ def test_a_known_covariance_is_recovered():
 
 def test_the_set_decoded_here_and_by_two_workers_is_the_same(train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(eigenbasis, "CHUNK", 13)
-    one, two = measure(train_shards, 1, ignore), measure(train_shards, 2, ignore)
+    one = measure(train_shards, ALONE, ignore)
+    with workers_of(2, eigenbasis.__name__) as workers:
+        two = measure(train_shards, workers, ignore)
     pixels = [np.asarray(Image.open(io.BytesIO(j.data))) for j in train_shards.jpegs(np.arange(len(train_shards)))]
     plain = eigenbasis_of(moments_of(pixels), train_shards.manifest_sha256)
     for other in (two, plain):
@@ -74,13 +76,13 @@ def test_the_set_decoded_here_and_by_two_workers_is_the_same(train_shards: Shard
 
 
 def test_signs_follow_the_rule(train_shards: ShardSet):
-    vectors = measure(train_shards, 1, ignore).eigenvectors
+    vectors = measure(train_shards, ALONE, ignore).eigenvectors
     assert (vectors[:, 0] > 0).all()
     assert (vectors[2, 1:] > 0).all()
 
 
 def test_saved_is_loaded(train_shards: ShardSet, tmp_path: Path):
-    basis = measure(train_shards, 1, ignore)
+    basis = measure(train_shards, ALONE, ignore)
     save(basis, tmp_path / "basis.json")
     found = load(tmp_path / "basis.json", train_shards)
     for name in ("pixels", "mean", "covariance", "eigenvalues", "stdevs", "eigenvectors", "mean_image"):
@@ -88,7 +90,7 @@ def test_saved_is_loaded(train_shards: ShardSet, tmp_path: Path):
 
 
 def test_a_basis_of_another_set_is_refused(shard_root: Path, train_shards: ShardSet, tmp_path: Path):
-    basis = measure(train_shards, 1, ignore)
+    basis = measure(train_shards, ALONE, ignore)
     save(replace(basis, manifest_sha256="0" * 64), tmp_path / "basis.json")
     with pytest.raises(ValueError, match=r"made of another shard set .* run: python tools/compute_pca.py"):
         load(tmp_path / "basis.json", train_shards)

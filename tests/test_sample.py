@@ -20,6 +20,7 @@ from scipy import io as matlab
 from pipeline import sample
 from pipeline.drawing import MAX_CLASSES, class_words, draw
 from pipeline.sample import DEVKIT, ODDITIES, RECORD, TRAIN_TAR, VAL_TAR, SampleSettings, make_sample
+from pipeline.workers import ALONE, workers_of
 
 SETTINGS = SampleSettings(classes=3, train_images=16, val_images=4, min_side=64, max_side=96)
 
@@ -27,7 +28,7 @@ SETTINGS = SampleSettings(classes=3, train_images=16, val_images=4, min_side=64,
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
-    make_sample(folder, SETTINGS, workers=1, progress=lambda n: None)
+    make_sample(folder, SETTINGS, workers=ALONE, progress=lambda n: None)
     return folder
 
 
@@ -122,10 +123,11 @@ def test_tars_hold_nothing_of_this_machine(out: Path) -> None:
 
 def test_same_settings_same_bytes_for_any_workers(out: Path, tmp_path: Path) -> None:
     """Two processes write what one wrote; another seed gives other pictures."""
-    make_sample(tmp_path / "two", SETTINGS, workers=2, progress=lambda n: None)
+    with workers_of(2, make_sample.__module__) as workers:
+        make_sample(tmp_path / "two", SETTINGS, workers=workers, progress=lambda n: None)
     assert sha256s(tmp_path / "two") == sha256s(out)
     other = SampleSettings(3, 16, 4, 64, 96, seed=1)
-    make_sample(tmp_path / "other", other, workers=1, progress=lambda n: None)
+    make_sample(tmp_path / "other", other, workers=ALONE, progress=lambda n: None)
     assert not set(sha256s(tmp_path / "other").values()) & set(sha256s(out).values())
 
 
@@ -165,7 +167,7 @@ def test_made_already_is_left_alone(out: Path) -> None:
     """A second call with the same settings draws nothing and writes nothing."""
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     drawn: list[int] = []
-    make_sample(out, SETTINGS, workers=1, progress=drawn.append)
+    make_sample(out, SETTINGS, workers=ALONE, progress=drawn.append)
     assert drawn == []
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
@@ -174,7 +176,7 @@ def test_other_settings_are_refused(out: Path) -> None:
     """A sample of other settings is not overwritten."""
     before = sha256s(out)
     with pytest.raises(ValueError, match="not made with these settings; name another folder"):
-        make_sample(out, SampleSettings(3, 16, 4, 64, 96, seed=1), workers=1, progress=lambda n: None)
+        make_sample(out, SampleSettings(3, 16, 4, 64, 96, seed=1), workers=ALONE, progress=lambda n: None)
     assert sha256s(out) == before
 
 
@@ -183,7 +185,7 @@ def test_somebody_elses_files_are_refused(tmp_path: Path, name: str) -> None:
     """One file of a real ImageNet, or a record of something else, is enough to stop, and stays as it is."""
     (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(ValueError, match=name):
-        make_sample(tmp_path, SETTINGS, workers=1, progress=lambda n: None)
+        make_sample(tmp_path, SETTINGS, workers=ALONE, progress=lambda n: None)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"{}"]
 
 
@@ -193,7 +195,7 @@ def test_a_replaced_tar_is_not_taken_for_ours(out: Path, tmp_path: Path) -> None
     for name in (TRAIN_TAR, VAL_TAR, DEVKIT):
         (tmp_path / name).write_bytes(b"real")
     with pytest.raises(ValueError, match="move them away"):
-        make_sample(tmp_path, SETTINGS, workers=1, progress=lambda n: None)
+        make_sample(tmp_path, SETTINGS, workers=ALONE, progress=lambda n: None)
 
 
 def test_an_interrupted_run_leaves_no_final_name_and_can_be_repeated(out: Path, tmp_path: Path) -> None:
@@ -203,10 +205,10 @@ def test_an_interrupted_run_leaves_no_final_name_and_can_be_repeated(out: Path, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_sample(tmp_path, SETTINGS, workers=1, progress=stop)
+        make_sample(tmp_path, SETTINGS, workers=ALONE, progress=stop)
     assert not any((tmp_path / name).exists() for name in (TRAIN_TAR, VAL_TAR, DEVKIT, RECORD))
     drawn: list[int] = []
-    make_sample(tmp_path, SETTINGS, workers=1, progress=drawn.append)
+    make_sample(tmp_path, SETTINGS, workers=ALONE, progress=drawn.append)
     assert sum(drawn) == SETTINGS.images
     assert sha256s(tmp_path) == sha256s(out)
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
+import importlib.util
 import json
 import shutil
+import sys
 import tarfile
+import types
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +20,15 @@ import pytest
 import webdataset
 from conftest import SHARD_SETTINGS
 from nvidia.dali import fn, pipeline_def
+from shard_fixtures import decoded
 
 from pipeline import sharder
+from pipeline.listing import Item, Items, Listing
 from pipeline.resize import ResizeSettings, transcode
-from pipeline.sharder import OverQuarantine, ShardSettings, make_split, plan, run_jobs
-from pipeline.shards import SEALED_NS, ShardSet, open_shards
-from pipeline.sources import ItemReader, Listing, open_source
-from pipeline.workers import ignore
+from pipeline.sharder import OverQuarantine, ShardJob, ShardSettings, make_split, plan, run_jobs
+from pipeline.shards import SEALED_NS, WIDS_INDEX, ShardSet, open_shards
+from pipeline.sources import ItemReader, open_source
+from pipeline.workers import ALONE, Workers, ignore, workers_of
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +82,8 @@ def test_samples_are_written_in_mixed_order(train_shards: ShardSet):
 
 
 def test_the_plan_is_a_partition_that_depends_on_the_seed_alone(listing: Listing):
-    first, again = (plan(listing, SHARD_SETTINGS, Path("x")) for _ in range(2))
-    other = plan(listing, ShardSettings(seed=8, shard_samples=20), Path("x"))
+    first, again = (list(plan(listing, SHARD_SETTINGS, Path("x"))) for _ in range(2))
+    other = list(plan(listing, ShardSettings(seed=8, shard_samples=20), Path("x")))
     assert first == again != other
     assert sorted(i.key for job in first for i in job.items) == sorted(i.key for i in listing.items)
     assert [len(job.items) for job in first] == [20, 20, 8]
@@ -117,6 +124,38 @@ def test_dali_reads_every_sample_by_our_idx(train_shards: ShardSet):
         assert int(label.at(0).tobytes()) == train_shards.index["label"][sample_id]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_wids_reads_every_sample_by_our_index(train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """wids.ShardListDataset gives, by random access, the bytes and labels that our index gives."""
+    wids = pytest.importorskip("wids")
+    monkeypatch.setenv("WIDS_CACHE", str(tmp_path))
+    samples = wids.ShardListDataset(str(train_shards.folder / WIDS_INDEX), transformations=[])
+    assert len(samples) == len(train_shards)
+    for sample_id in reversed(range(len(train_shards))):
+        (jpeg,) = train_shards.jpegs(np.array([sample_id]))
+        found = samples[sample_id]
+        assert found[".jpg"].read() == jpeg.tobytes()
+        assert int(found[".cls"].read()) == train_shards.index["label"][sample_id]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_timm_reads_every_sample_by_our_info(train_shards: ShardSet):
+    """timm's reader finds the split, its length and its tars in _info.json, and decodes the same pictures."""
+    found = importlib.util.find_spec("timm")
+    if found is None or found.submodule_search_locations is None:
+        pytest.skip("timm is not installed")
+    # timm itself wants torchvision, its reader does not: it is imported as a package of its own
+    readers = types.ModuleType("timm_readers")
+    readers.__path__ = [f"{found.submodule_search_locations[0]}/data/readers"]
+    sys.modules["timm_readers"] = readers
+    reader = importlib.import_module("timm_readers.reader_wds").ReaderWds(str(train_shards.folder), split="train")
+    assert len(reader) == len(train_shards)
+    for sample_id, (picture, label) in enumerate(reader):
+        np.testing.assert_array_equal(np.asarray(picture), decoded(train_shards, sample_id))
+        assert label == train_shards.index["label"][sample_id]
+    assert sample_id == len(train_shards) - 1
+
+
 def test_tar_members_carry_no_time_owner_or_spaces(train_shards: ShardSet):
     with tarfile.open(train_shards.tars[0]) as tar:
         for member in tar:
@@ -130,7 +169,8 @@ def test_tar_members_carry_no_time_owner_or_spaces(train_shards: ShardSet):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_the_bytes(workers: int, listing: Listing, shard_root: Path, tmp_path: Path):
-    make_split(listing, tmp_path, SHARD_SETTINGS, workers, 10, ignore)
+    with workers_of(workers, sharder.__name__) as crew:
+        make_split(listing, tmp_path, SHARD_SETTINGS, crew, 10, ignore)
     expected = bytes_of(shard_root / "train")
     expected.pop("mean_image.npy")
     assert bytes_of(tmp_path / "train") == expected
@@ -152,9 +192,9 @@ def test_an_interrupted_run_is_finished_to_the_same_bytes(
 
     monkeypatch.setattr(sharder, "write_job", failing)
     with pytest.raises(KeyboardInterrupt):
-        make_split(listing, tmp_path, SHARD_SETTINGS, 1, 10, ignore)
+        make_split(listing, tmp_path, SHARD_SETTINGS, ALONE, 10, ignore)
     assert [path.name for path in tmp_path.iterdir()] == ["train.unfinished"]
-    make_split(listing, tmp_path, SHARD_SETTINGS, 1, 10, ignore)
+    make_split(listing, tmp_path, SHARD_SETTINGS, ALONE, 10, ignore)
     assert made == ["train-000000", "stopped", "train-000001", "train-000002"]
     expected = bytes_of(shard_root / "train")
     expected.pop("mean_image.npy")
@@ -163,12 +203,10 @@ def test_an_interrupted_run_is_finished_to_the_same_bytes(
 
 
 def test_a_shard_that_fails_halfway_leaves_nothing_under_its_name(listing: Listing, tmp_path: Path):
-    job = plan(listing, SHARD_SETTINGS, tmp_path)[0]
-    gone = type(job)(
-        job.folder, job.name, (*job.items[:3], type(job.items[0])("k", 0, job.items[0].file, 0, 1)), job.resize
-    )
+    job = next(plan(listing, SHARD_SETTINGS, tmp_path))
+    items = Items.of([*islice(job.items, 3), Item("k", 0, job.items[0].file, 0, 1)])
     with pytest.raises(ValueError, match="changed since it was listed"):
-        sharder.write_job(gone)
+        sharder.write_job(ShardJob(job.folder, job.name, items, job.resize))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,34 +214,36 @@ def test_any_executor_gives_the_same_results(listing: Listing, tmp_path: Path):
     """Jobs run on whatever follows concurrent.futures: threads here, in plan order all the same."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    here = run_jobs(plan(listing, SHARD_SETTINGS, tmp_path / "a"), None, ignore)
+    here = run_jobs(plan(listing, SHARD_SETTINGS, tmp_path / "a"), ALONE, ignore)
     with ThreadPoolExecutor(2) as pool:
-        there = run_jobs(plan(listing, SHARD_SETTINGS, tmp_path / "b"), pool, ignore)
-    assert here == there
+        there = run_jobs(plan(listing, SHARD_SETTINGS, tmp_path / "b"), Workers(pool, 2), ignore)
+    for one, other in zip(here, there, strict=True):
+        assert (one.record, one.quarantined) == (other.record, other.quarantined)
+        np.testing.assert_array_equal(one.rows, other.rows)
 
 
 def test_a_finished_set_is_left_alone(listing: Listing, shards: Path):
     before = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
-    make_split(listing, shards.parent, SHARD_SETTINGS, 1, 10, ignore)
+    make_split(listing, shards.parent, SHARD_SETTINGS, ALONE, 10, ignore)
     assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == before
 
 
 def test_other_settings_over_a_finished_set_are_refused_with_the_difference(listing: Listing, shards: Path):
     other = ShardSettings(ResizeSettings(quality=50), SHARD_SETTINGS.seed, SHARD_SETTINGS.shard_samples)
     with pytest.raises(ValueError, match=r"made otherwise \(quality 90, now 50\)"):
-        make_split(listing, shards.parent, other, 1, 10, ignore)
+        make_split(listing, shards.parent, other, ALONE, 10, ignore)
 
 
 def test_too_many_undecodable_images_publish_nothing(listing: Listing, tmp_path: Path):
     with pytest.raises(OverQuarantine, match="1 of 48 images cannot be decoded, at most 0"):
-        make_split(listing, tmp_path, SHARD_SETTINGS, 1, 0, ignore)
+        make_split(listing, tmp_path, SHARD_SETTINGS, ALONE, 0, ignore)
     assert [path.name for path in tmp_path.iterdir()] == ["train.unfinished"]
-    assert make_split(listing, tmp_path, SHARD_SETTINGS, 1, 1, ignore).samples == 47
+    assert make_split(listing, tmp_path, SHARD_SETTINGS, ALONE, 1, ignore).manifest.samples == 47
 
 
 def test_two_runs_at_once_on_one_folder_are_refused(listing: Listing, tmp_path: Path):
     with sharder._locked(tmp_path / "train.unfinished"), pytest.raises(ValueError, match="another run is writing"):
-        make_split(listing, tmp_path, SHARD_SETTINGS, 1, 10, ignore)
+        make_split(listing, tmp_path, SHARD_SETTINGS, ALONE, 10, ignore)
 
 
 # ---- a set that was changed ---------------------------------------------------------------------------------------

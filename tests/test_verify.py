@@ -18,7 +18,7 @@ from pipeline.sharder import ShardSettings, repair_split
 from pipeline.shards import ShardSet, open_shards
 from pipeline.sources import Listing, open_source
 from pipeline.verify import Fault, verify
-from pipeline.workers import executor_of, ignore
+from pipeline.workers import ALONE, ignore, workers_of
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +102,12 @@ DAMAGE = [in_picture, in_header, in_label, in_the_end, cut, no_tar, no_idx, in_i
 
 
 def faults_of(folder: Path, deep: bool = False) -> list[Fault]:
-    return verify(folder, deep, None, ignore)
+    return verify(folder, deep, ALONE, ignore)
 
 
 def test_a_set_as_it_was_written_has_no_fault(folder: Path):
     counted: list[int] = []
-    assert verify(folder, True, None, counted.append) == []
+    assert verify(folder, True, ALONE, counted.append) == []
     assert sum(counted) == len(open_shards(folder))
 
 
@@ -117,7 +117,7 @@ def test_a_planted_fault_is_named_and_repaired(damage: Callable, folder: Path, l
     message = damage(folder, open_shards(folder))
     named = [str(fault) for fault in faults_of(folder)]
     assert any(re.search(message, line) for line in named), named
-    repair_split(listing, folder.parent, SHARD_SETTINGS, 1, 10, ignore)
+    repair_split(listing, folder.parent, SHARD_SETTINGS, ALONE, 10, ignore)
     assert bytes_of(folder) == before
     assert sorted(path.name for path in folder.parent.iterdir()) == ["train"]
     assert faults_of(folder) == []
@@ -138,9 +138,9 @@ def test_only_damaged_shards_are_rebuilt(folder: Path, listing: Listing, monkeyp
     real = sharder.write_job
     monkeypatch.setattr(sharder, "write_job", lambda job: (rebuilt.append(job.name), real(job))[1])
     in_picture(folder, open_shards(folder))
-    repair_split(listing, folder.parent, SHARD_SETTINGS, 1, 10, ignore)
+    repair_split(listing, folder.parent, SHARD_SETTINGS, ALONE, 10, ignore)
     assert rebuilt == ["train-000001"]
-    repair_split(listing, folder.parent, SHARD_SETTINGS, 1, 10, ignore)
+    repair_split(listing, folder.parent, SHARD_SETTINGS, ALONE, 10, ignore)
     assert rebuilt == ["train-000001"]
 
 
@@ -154,8 +154,8 @@ def test_an_interrupted_repair_is_finished(folder: Path, listing: Listing, monke
     with monkeypatch.context() as patch:
         patch.setattr(sharder, "write_job", dying)
         with pytest.raises(KeyboardInterrupt):
-            repair_split(listing, folder.parent, SHARD_SETTINGS, 1, 10, ignore)
-    repair_split(listing, folder.parent, SHARD_SETTINGS, 1, 10, ignore)
+            repair_split(listing, folder.parent, SHARD_SETTINGS, ALONE, 10, ignore)
+    repair_split(listing, folder.parent, SHARD_SETTINGS, ALONE, 10, ignore)
     assert bytes_of(folder) == before
 
 
@@ -164,14 +164,14 @@ def test_repair_with_other_settings_is_refused_and_changes_nothing(folder: Path,
     before = bytes_of(folder)
     other = ShardSettings(ResizeSettings(quality=50), SHARD_SETTINGS.seed, SHARD_SETTINGS.shard_samples)
     with pytest.raises(ValueError, match=r"made otherwise \(quality 90, now 50\); repair it with the same"):
-        repair_split(listing, folder.parent, other, 1, 10, ignore)
+        repair_split(listing, folder.parent, other, ALONE, 10, ignore)
     assert bytes_of(folder) == before
 
 
 def test_two_workers_find_what_one_finds(folder: Path):
     in_picture(folder, open_shards(folder))
-    with executor_of(2, sharder.__name__) as executor:
-        assert verify(folder, True, executor, ignore) == faults_of(folder, deep=True)
+    with workers_of(2, sharder.__name__) as workers:
+        assert verify(folder, True, workers, ignore) == faults_of(folder, deep=True)
 
 
 def test_deep_finds_a_picture_that_cannot_be_decoded_though_every_hash_fits(tmp_path: Path):

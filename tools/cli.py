@@ -1,4 +1,4 @@
-"""What every tool shares: exit codes, one-line errors, progress, `--json`.
+"""What every tool shares: exit codes, one-line errors, progress, `--workers` and `--engine`, `--json`.
 
 Exit codes: 0 fine; 1 the answer is no; 2 wrong use or wrong input, after one line on stderr that says what was
 found, what was expected and what to do next. `TRACEBACK=1` in the environment shows where that line came from.
@@ -6,16 +6,20 @@ found, what was expected and what to do next. `TRACEBACK=1` in the environment s
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from tqdm import tqdm
+
+from pipeline.workers import Workers, workers_of
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -88,6 +92,25 @@ class Progress:
         if self.total is not None and 0 < self.done < self.total and rate:
             line += f", {(self.total - self.done) / rate:,.0f} s left"
         print(f"{line}, {self.note}" if self.note else line, file=sys.stderr)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say who does the work: --workers or --engine."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--workers", type=int, default=cores(), help="processes; default: one per core")
+    group.add_argument("--engine", metavar="URL", help="a Dask scheduler, tcp://host:8786, on the same files")
+
+
+def chosen_workers(args: argparse.Namespace, preload: str) -> AbstractContextManager[Workers]:
+    """The workers that `add_workers`' arguments name."""
+    if args.workers < 1:
+        raise ValueError(f"--workers {args.workers}, expected at least 1")
+    return workers_of(args.workers, preload, args.engine)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def write_json(path: Path | None, record: dict[str, Any]) -> None:

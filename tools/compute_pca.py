@@ -1,6 +1,7 @@
 """Computes the RGB eigenbasis and the mean image of a shard set, decoding every pixel.
 
     python tools/compute_pca.py data/imagenet-256/train
+    python tools/compute_pca.py /shared/imagenet-256/train --engine tcp://host:8786    # by a Dask cluster
 
 Writes SHARDS/eigenbasis.json (or --out) and mean_image.npy beside it; prints the basis and warns where the data looks
 unlike photographs. Any number of workers gives the same bits. Exits with 2 on wrong input.
@@ -9,11 +10,10 @@ unlike photographs. Any number of workers gives the same bits. Exits with 2 on w
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
-from cli import Progress, run, write_json
+from cli import Progress, add_workers, chosen_workers, run, write_json
 
 from pipeline import eigenbasis
 from pipeline.shards import open_shards
@@ -24,15 +24,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, metavar="SHARDS")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: SHARDS/eigenbasis.json")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    add_workers(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what the screen says")
     args = parser.parse_args()
-    if args.workers < 1:
-        raise ValueError(f"--workers {args.workers}, expected at least 1")
     with Progress("hashing tars", None, "B") as hashing:
-        shards = open_shards(args.shards, hashing)
-    with Progress("eigenbasis", len(shards)) as progress:
-        basis = eigenbasis.measure(shards, args.workers, progress)
+        shards = open_shards(args.shards.resolve() if args.engine else args.shards, hashing)
+    with chosen_workers(args, eigenbasis.__name__) as workers, Progress("eigenbasis", len(shards)) as progress:
+        basis = eigenbasis.measure(shards, workers, progress)
     warnings = eigenbasis.check(basis)
     out = args.out or args.shards / "eigenbasis.json"
     eigenbasis.save(basis, out)

@@ -9,12 +9,12 @@ Then: `python tools/make_shards.py OUT SHARDS`.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from cli import Progress, run
+from cli import Progress, cores, run
 
 from pipeline.sample import SampleSettings, already_made, contact_sheet, make_sample
+from pipeline.workers import workers_of
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--train", type=int, default=defaults.train_images, help="training images per class")
     parser.add_argument("--val", type=int, default=defaults.val_images, help="validation images per class")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that draw")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes that draw")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE", help="also write a picture of a row per class")
     arguments = parser.parse_args()
 
@@ -34,8 +34,11 @@ def main() -> int:
     if already_made(arguments.out, settings):
         print(f"{arguments.out} already holds this sample: {settings.images:,} images; nothing to do")
     else:
-        with Progress("drawing", settings.images) as progress:
-            make_sample(arguments.out, settings, arguments.workers, progress)
+        with (
+            workers_of(arguments.workers, make_sample.__module__) as workers,
+            Progress("drawing", settings.images) as progress,
+        ):
+            make_sample(arguments.out, settings, workers, progress)
         print(f"{arguments.out}: {settings.images:,} images of {settings.classes} classes")
     if arguments.contact_sheet is not None:
         arguments.contact_sheet.parent.mkdir(parents=True, exist_ok=True)

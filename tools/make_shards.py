@@ -2,12 +2,20 @@
 
     python tools/make_shards.py /data/imagenet data/imagenet-256
 
-SOURCE is a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz (read where
-they are, never unpacked), or with train/<wnid>/*.JPEG. Pictures get a short side of 256. The same command after an
-interruption goes on where it stopped; over a finished set it does nothing. Prints a line per split.
+SOURCE is a folder in any layout that ImageNet comes in, recognised by itself and read where it is, never unpacked:
+
+    ilsvrc      ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz
+    kaggle      ILSVRC/Data/CLS-LOC/{train,val} and LOC_val_solution.csv
+    parquet     Hugging Face's train-*.parquet and validation-*.parquet
+    webdataset  tars of KEY.jpg and KEY.cls
+    folders     train/<wnid>/*.JPEG and val/<wnid>/*.JPEG
+
+Pictures get a short side of 256. The same command after an interruption goes on where it stopped; over a finished set
+it does nothing. Prints a line per split, and what the work was bound by.
 
     python tools/make_shards.py data/imagenet-256 --verify            # every hash and index row; --deep: every picture
     python tools/make_shards.py /data/imagenet data/imagenet-256 --repair   # rebuilds what is damaged, byte for byte
+    python tools/make_shards.py /shared/in /shared/out --engine tcp://host:8786     # shared out by a Dask cluster
 
 Exits with 1 when more pictures than --max-quarantine cannot be decoded or --verify finds a fault, with 2 on wrong
 input.
@@ -16,20 +24,19 @@ input.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from cli import Progress, run, write_json
+from cli import Progress, add_workers, chosen_workers, cores, run, write_json
 
-from pipeline.resize import FILTERS, STORED_SHAPES, ResizeSettings
-from pipeline.sharder import OverQuarantine, ShardSettings, make_split, repair_split
-from pipeline.shards import Manifest
-from pipeline.sources import SPLITS, open_source
+from pipeline.bound_by import bound_by
+from pipeline.resize import FILTERS, STORED_SHAPES, SUBSAMPLINGS, ResizeSettings
+from pipeline.sharder import Outcome, OverQuarantine, ShardSettings, make_split, repair_split
+from pipeline.sources import LAYOUTS, SPLITS, open_source
 from pipeline.verify import verify
-from pipeline.workers import executor_of
+from pipeline.workers import Workers
 
 QUARANTINE_SHARE = 0.001
 QUARANTINE_FLOOR = 10  # a small set may hold a few bad images too
@@ -40,14 +47,17 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SOURCE", nargs="?", help="not needed for --verify")
     parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--layout", choices=LAYOUTS, help="of SOURCE (default: recognised)")
     parser.add_argument("--split", choices=SPLITS, help="only this split (default: every split that SOURCE holds)")
     default, resize = ShardSettings(), ResizeSettings()
     parser.add_argument("--stored", choices=STORED_SHAPES, default=resize.stored, help="default: %(default)s")
     parser.add_argument("--filter", choices=FILTERS, default=resize.filter, help="default: %(default)s")
     parser.add_argument("--quality", type=int, default=resize.quality, help="of the JPEGs; default: %(default)s")
+    parser.add_argument("--subsampling", choices=SUBSAMPLINGS, default=resize.subsampling, help="default: %(default)s")
+    parser.add_argument("--apply-exif", action="store_true", help="turn pictures as their cameras say")
     parser.add_argument("--seed", type=int, default=default.seed, help="of the samples' order; default: %(default)s")
     parser.add_argument("--shard-samples", type=int, default=default.shard_samples, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    add_workers(parser)
     parser.add_argument(
         "--max-quarantine",
         type=int,
@@ -65,21 +75,30 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Shards, verifies or repairs every wanted split."""
     args = parse()
-    if args.workers < 1:
-        raise ValueError(f"--workers {args.workers}, expected at least 1")
-    if args.verify:
-        return check(args)
-    if args.source is None:
-        raise ValueError("one folder given, expected SOURCE and OUT (only --verify does without SOURCE)")
-    if args.deep:
+    if args.deep and not args.verify:
         raise ValueError("--deep without --verify; add --verify")
-    settings = ShardSettings(
-        ResizeSettings(stored=args.stored, filter=args.filter, quality=args.quality), args.seed, args.shard_samples
+    if args.source is None and not args.verify:
+        raise ValueError("one folder given, expected SOURCE and OUT (only --verify does without SOURCE)")
+    if args.engine:  # other machines have other working folders
+        args.out, args.source = args.out.resolve(), args.source and args.source.resolve()
+    with chosen_workers(args, make_split.__module__) as workers:
+        return check(args, workers) if args.verify else make(args, workers)
+
+
+def make(args: argparse.Namespace, workers: Workers) -> int:
+    """Shards or repairs; 1 where too many pictures cannot be decoded."""
+    resize = ResizeSettings(
+        stored=args.stored,
+        filter=args.filter,
+        quality=args.quality,
+        subsampling=args.subsampling,
+        apply_exif=args.apply_exif,
     )
-    source = open_source(args.source)
+    settings = ShardSettings(resize, args.seed, args.shard_samples)
+    source = open_source(args.source, args.layout)
     if args.split and args.split not in source.splits():
         raise ValueError(f"{args.source}: layout {source.layout} without split {args.split!r}, found {source.splits()}")
-    make = repair_split if args.repair else make_split
+    make_or_repair = repair_split if args.repair else make_split
     record: dict[str, object] = {"layout": source.layout}
     for split in [args.split] if args.split else source.splits():
         listing = source.listing(split)
@@ -87,21 +106,19 @@ def main() -> int:
         limit = args.max_quarantine
         if limit is None:
             limit = max(QUARANTINE_FLOOR, int(QUARANTINE_SHARE * len(listing.items)))
-        there = (args.out / split).exists()  # then the time is not that of making it
         started_s = time.monotonic()
         try:
             with Progress(f"sharding {split}", len(listing.items)) as progress:
-                manifest = make(listing, args.out, settings, args.workers, limit, progress)
+                outcome = make_or_repair(listing, args.out, settings, workers, limit, progress)
         except OverQuarantine as error:
             print(f"make_shards.py: {error}", file=sys.stderr)
             return 1
-        took_s = None if there else time.monotonic() - started_s
-        record[split] = report(manifest, args.out / split, took_s, args.workers)
+        record[split] = report(outcome, args.out / split, time.monotonic() - started_s, workers.count)
     write_json(args.json, record)
     return 0
 
 
-def check(args: argparse.Namespace) -> int:
+def check(args: argparse.Namespace, workers: Workers) -> int:
     """`--verify`: prints every fault of every split in OUT; 1 if there is any."""
     splits = [args.split] if args.split else [split for split in SPLITS if (args.out / split).is_dir()]
     if not splits or not all((args.out / split).is_dir() for split in splits):
@@ -109,8 +126,8 @@ def check(args: argparse.Namespace) -> int:
     record = {}
     for split in splits:
         folder = args.out / split
-        with Progress(f"verifying {split}", None) as progress, executor_of(args.workers, verify.__module__) as executor:
-            faults = verify(folder, args.deep, executor, progress)
+        with Progress(f"verifying {split}", None) as progress:
+            faults = verify(folder, args.deep, workers, progress)
         for fault in faults:
             print(f"{folder}: {fault}")
         print(f"{folder}: {f'{len(faults)} faults; --repair rebuilds them' if faults else 'as it was written'}")
@@ -119,12 +136,17 @@ def check(args: argparse.Namespace) -> int:
     return 1 if any(record.values()) else 0
 
 
-def report(manifest: Manifest, folder: Path, took_s: float | None, workers: int) -> dict[str, object]:
-    """Prints what became of a split, which took `took_s` (None: some was there); returns it for `--json`."""
+def report(outcome: Outcome, folder: Path, took_s: float, workers: int) -> dict[str, object]:
+    """Prints what became of a split, and what the work on it was bound by; returns it for `--json`."""
+    manifest = outcome.manifest
     total = sum(shard.bytes for shard in manifest.shards)
-    rate = manifest.samples / took_s if took_s else None
+    whole = outcome.written == len(manifest.shards)  # else the time is not that of making it
+    rate = manifest.samples / took_s if whole else None
     how = f"{took_s:.1f} s, {rate:,.0f} img/s ({rate / workers:,.0f} a worker)" if rate else "whole"
     print(f"{folder}: {manifest.samples:,} samples in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB; {how}")
+    bound = bound_by(outcome.busy, took_s, workers, cores(), outcome.written) if outcome.written else None
+    if bound:
+        print(f"  {bound}")
     for entry in manifest.quarantined:
         print(f"  quarantined {entry.key}: {entry.reason}")
     return {
@@ -134,6 +156,7 @@ def report(manifest: Manifest, folder: Path, took_s: float | None, workers: int)
         "bytes": total,
         "img_s": rate,
         "workers": workers,
+        "bound_by": asdict(bound) if bound else None,
         "quarantined": {entry.key: entry.reason for entry in manifest.quarantined},
     }
 
