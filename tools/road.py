@@ -150,7 +150,7 @@ class Steps:
         """Runs tools/NAME.py, on several ranks by torchrun; returns its exit code, 143 where it was stopped."""
         if self._stopping:
             return STOPPED
-        how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+        how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--"] if ranks > 1 else []
         self._ranks = ranks
         self._child = subprocess.Popen([sys.executable, *how, str(TOOLS / f"{name}.py"), *map(str, args)])
         if self._stopping:  # it came while the process started
