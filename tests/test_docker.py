@@ -236,11 +236,11 @@ class Container:
     ) -> subprocess.Popen[str]:
         """Starts a service as its files say: entry point, command and environment."""
         found = services({**self.settings, "IMAGENET": str(imagenet or "")})[service]
-        (entry,), (image,) = instructions("ENTRYPOINT"), instructions("ENV")
+        (entry,) = instructions("ENTRYPOINT")
         python, *rest = command or [*json.loads(entry), *found["command"]]
         assert python == "python"
-        image_environment = dict(pair.split("=", 1) for pair in shlex.split(image))
-        inside = {**image_environment, **found["environment"]}
+        image = dict(pair.split("=", 1) for line in instructions("ENV") for pair in shlex.split(line))
+        inside = {**image, **found["environment"]}
         environment = {name: self.here(value, imagenet) for name, value in inside.items() if name != "PATH"}
         machine = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
