@@ -5,27 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # The real set: make train IMAGENET=/path/to/the/three/ILSVRC2012/files
-IMAGENET ?=
-WORKERS ?= $(shell nproc)
-
-ifeq ($(IMAGENET),)
-SOURCE := data/sample
-SHARDS := data/sample-256
-RUN ?= sample
-SHARD_OPTIONS := --shard-samples 256
-# The sample is 1,800 drawn pictures of 12 classes, and the machine may have 2 cores: a net of an eighth of the width, and
-# smaller batches, show in two minutes that it learns. Rates are the recipe's, of its first 20 epochs (LOG.md).
-TRAIN_OPTIONS ?= --width 0.125 --batch 64 --steps 560 --log-every 14
-else
-SOURCE := $(IMAGENET)
-SHARDS := data/imagenet-256
-RUN ?= imagenet
-SHARD_OPTIONS :=
-TRAIN_OPTIONS ?=
-endif
+# This and RUN, WORKERS, TRAIN_OPTIONS, ... reach tools/road.py as environment variables; its --help lists them.
+ROAD := $(BIN)/python tools/road.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env sample shards train test lint bench bench-peers gpu-check clean
+.PHONY: help env sample shards pca train test lint bench bench-peers gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,14 +26,16 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 sample: $(READY) ## drawn pictures in ILSVRC2012's own files, in data/sample (nothing where IMAGENET is given)
-	$(if $(IMAGENET),,$(BIN)/python tools/make_sample.py $(SOURCE) --workers $(WORKERS))
+	$(ROAD) sample
 
-shards: sample ## shard sets of train and val, and the eigenbasis
-	$(BIN)/python tools/make_shards.py $(SOURCE) $(SHARDS) --workers $(WORKERS) $(SHARD_OPTIONS)
-	@test -f $(SHARDS)/train/eigenbasis.json || $(BIN)/python tools/compute_pca.py $(SHARDS)/train --workers $(WORKERS)
+shards: $(READY) ## shard sets of train and val
+	$(ROAD) shards
 
-train: shards ## the whole road: sample, shards, eigenbasis, training, stall report
-	$(BIN)/python tools/train.py $(SHARDS)/train --val $(SHARDS)/val --run $(RUN) --resume $(TRAIN_OPTIONS)
+pca: $(READY) ## shard sets and their eigenbasis
+	$(ROAD) pca
+
+train: $(READY) ## the whole road: sample, shards, eigenbasis, training, stall report
+	$(ROAD) train
 
 test: lint ## lint, types, tests
 	$(BIN)/python -m pytest
@@ -59,12 +45,11 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: shards ## what the feed supplies, by stage, and beside its peers
-	$(BIN)/python tools/bench_loader.py $(SHARDS)/train
-	$(BIN)/python tools/bench_peers.py $(SHARDS)/train
+bench: $(READY) ## what the feed supplies, by stage, and beside its peers
+	$(ROAD) bench
 
-bench-peers: shards ## the feed beside bare decoding, SPDL, and a DataLoader over webdataset and Pillow
-	$(BIN)/python tools/bench_peers.py $(SHARDS)/train
+bench-peers: $(READY) ## the feed beside bare decoding, SPDL, and a DataLoader over webdataset and Pillow
+	$(ROAD) peers
 
 gpu-check: $(READY) ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
