@@ -26,7 +26,7 @@ from pipeline.sample import make_sample
 from pipeline.sharder import make_split
 from pipeline.shards import open_shards
 from pipeline.sources import open_source
-from pipeline.workers import ignore
+from pipeline.workers import ALONE, ignore
 
 STEPS = 16
 LONGEST_PAUSE_S = 0.2  # a step takes about a tenth of a second
@@ -34,10 +34,10 @@ LONGEST_PAUSE_S = 0.2  # a step takes about a tenth of a second
 
 def make_shards(root: Path) -> list[object]:
     """The sample's shard sets; returns the arguments of training that all runs share."""
-    make_sample(root / "sample", SAMPLE, workers=1, progress=ignore)
+    make_sample(root / "sample", SAMPLE, workers=ALONE, progress=ignore)
     for split in ("train", "val"):
-        make_split(open_source(root / "sample").listing(split), root, SHARD_SETTINGS, 1, 10, ignore)
-    eigenbasis.save(eigenbasis.measure(open_shards(root / "train"), 1, ignore), root / "train" / "eigenbasis.json")
+        make_split(open_source(root / "sample").listing(split), root, SHARD_SETTINGS, ALONE, 10, ignore)
+    eigenbasis.save(eigenbasis.measure(open_shards(root / "train"), ALONE, ignore), root / "train" / "eigenbasis.json")
     return [root / "train", "--val", root / "val", "--runs", root, "--steps", STEPS]
 
 

@@ -67,8 +67,8 @@ def test_a_restart_does_not_touch_a_run_of_another_start(args: list[object], roo
 def test_sigterm_on_one_rank_stops_all_after_one_step_and_another_number_goes_on(
     args: list[object], root: Path, whole: Path
 ):
-    """Every rank exits with 0, having saved the same step; one rank goes on to the same losses, as near as the last
-    bits of float32, which sums in another order change, let them be after some steps (1e-5 is tests/test_ranks.py's)."""
+    """Every rank exits with 0, having saved the same step; one rank goes on to the same losses, as near as sums
+    in another order let float32 be after some steps (tests/test_ranks.py has the strict law)."""
     processes = start_ranks(2, *args, "--run", "preempted")
     wait_for_step(root / "preempted", 2, processes[0])
     processes[1].send_signal(signal.SIGTERM)
