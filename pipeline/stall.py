@@ -31,6 +31,11 @@ class FeedRates:
     augmented: float
     supply: float
 
+    def scaled_to(self, supply: float) -> FeedRates:
+        """The same shares of time in a feed of `supply` img/s, as measured in other weather."""
+        factor = supply / self.supply
+        return FeedRates(self.read * factor, self.decoded * factor, self.augmented * factor, supply)
+
     def part_s(self) -> dict[str, float]:
         """Seconds per image that each stage adds to the one before, by part."""
         ends = (1 / self.read, 1 / self.decoded, 1 / self.augmented, 1 / self.supply)
@@ -95,12 +100,12 @@ class StallReport:
         return asdict(self)
 
 
-def diagnose(rates: FeedRates, demand: float, clocks: Clocks) -> StallReport:
-    """Explains the real run's rate by the rates measured apart."""
+def diagnose(rates: FeedRates, demand: float, clocks: Clocks, au_bar: float = AU_BAR) -> StallReport:
+    """Explains the real run's rate by the rates measured apart. Above an AU of `au_bar` training does not wait."""
     together = clocks.images / clocks.elapsed_s
     au = together / demand
     parts = _parts(rates, demand, clocks)
-    verdict = _verdict(au, parts)
+    verdict = _verdict(au, parts, au_bar)
     overlap = together / min(rates.supply, demand)
     return StallReport(
         rates.supply, demand, together, au, 1 - au, overlap, parts, verdict, _action(verdict, rates.supply, demand)
@@ -123,8 +128,8 @@ def _parts(rates: FeedRates, demand: float, clocks: Clocks) -> dict[str, float]:
     return {part: seconds / total_s for part, seconds in parts_s.items()}
 
 
-def _verdict(au: float, parts: dict[str, float]) -> str:
-    if au >= AU_BAR:
+def _verdict(au: float, parts: dict[str, float], au_bar: float) -> str:
+    if au >= au_bar:
         return "compute-bound"
     if sum(parts[part] for part in INPUT_PARTS) > parts["contention"]:
         return f"input-bound: {max(INPUT_PARTS, key=lambda part: parts[part])}"

@@ -92,3 +92,11 @@ def test_the_screen_shows_every_part_and_the_verdict():
     text = format_report(diagnose(feed, 1000 / demand_ms, times))
     for word in (*PARTS, verdict, "supply", "demand", "together", "AU", "overlap", "--threads"):
         assert word in text
+
+
+def test_scaled_rates_keep_their_shares():
+    feed = rates(0.1, 2.5, 0.4, 0.2)
+    scaled = feed.scaled_to(feed.supply / 3)
+    assert scaled.supply == pytest.approx(feed.supply / 3)
+    for part, seconds in feed.part_s().items():
+        assert scaled.part_s()[part] == pytest.approx(3 * seconds)

@@ -176,6 +176,10 @@ def broken(what: str, road: Path, tmp: Path) -> list[object]:
             return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--batch", 0]
         case "zero threads":
             return ["bench_loader", road / "shards" / "train", "--threads", 0]
+        case "zero demand":
+            return ["bench_loader", road / "shards" / "train", "--demand", 0]
+        case "bar above 1":
+            return ["bench_loader", road / "shards" / "train", "--demand", 10, "--au-bar", 95]
         case "source missing":
             return ["make_shards", tmp / "out"]
         case "nothing to verify":
@@ -205,6 +209,8 @@ WRONG: dict[str, str] = {
     "zero steps": "max_updates 0, expected at least 1",
     "zero batch": "batch is 0; it must be at least 1",
     "zero threads": "threads is 0; it must be at least 1",
+    "zero demand": "demand is 0 img/s; it must be above 0",
+    "bar above 1": "--au-bar 95; AU is a share, above 0 and at most 1",
     "source missing": "one folder given, expected SOURCE and OUT",
     "nothing to verify": "no train or val folder here",
     "no checkpoint": "no checkpoint here (no state.json)",
@@ -245,3 +251,14 @@ def test_verify_names_a_fault_and_repair_mends_it(road: Path, tmp_path: Path):
     assert len(json.loads((tmp_path / "v.json").read_text())["train"]) == 1
     ran(tool("make_shards", road / "sample", shards, "--repair", "--shard-samples", 20))
     ran(tool("make_shards", shards, "--verify"))
+
+
+def test_bench_loader_judges_a_demand(road: Path, tmp_path: Path):
+    """Exit code 0 for a trainer that any feed keeps up with, 1 for one that no feed does; the report is printed."""
+    args = [road / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--au-bar", 0.5]
+    assert "compute-bound" in ran(tool("bench_loader", *args, "--demand", 20))
+    out = ran(tool("bench_loader", *args, "--demand", 1e7, "--json", tmp_path / "b.json"), code=1)
+    assert "input-bound" in out
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert record["stall"]["au"] == pytest.approx(1 - sum(record["stall"]["parts"].values()))
+    assert record["stall"]["au"] < record["au_bar"]

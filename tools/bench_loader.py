@@ -1,58 +1,93 @@
 """How fast the feed is and where its time goes: reading, decoding, and the whole, in img/s and CPU time.
 
     python tools/bench_loader.py SHARDS [--device cpu|cuda] [--batch N] [--threads N] [--seconds S] [--json FILE]
+                                        [--demand IMG_S [--au-bar 0.95]]
 
 Prints a table for people, then one line of JSON for programs. Wants SHARDS/eigenbasis.json, which compute_pca makes.
+With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while: the stall report
+of that, and exit code 1 where it waits so much that AU is below the bar.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from cli import Progress, run, write_json
 
 from pipeline import eigenbasis
+from pipeline.doctor import ROUNDS, EmulatedTrainer, Observed, Subject, observe
+from pipeline.eigenbasis import Eigenbasis
 from pipeline.graphs import Stage
 from pipeline.loader import FeedSettings, stage_sizes
 from pipeline.rates import Rate, measure_rates
-from pipeline.shards import open_shards
+from pipeline.shards import ShardSet, open_shards
+from pipeline.stall import AU_BAR, FeedRates, diagnose, format_report
 
-ROUNDS = 3
+STAGE_ROUNDS = 3
 WORK = {"read": "read", "decode": "read + decode", "full": "read + decode + augment"}
 
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
     arguments = _arguments()
+    trainer = None if arguments.demand is None else EmulatedTrainer(arguments.demand)
+    if not 0 < arguments.au_bar <= 1:
+        raise ValueError(f"--au-bar {arguments.au_bar:g}; AU is a share, above 0 and at most 1")
     shards = open_shards(arguments.shards)
     basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     changes = {} if arguments.threads is None else {"threads": arguments.threads}
     settings = FeedSettings(batch=arguments.batch, device=arguments.device, **changes)
     print(
         f"{arguments.shards}: {len(shards):,} samples, device {settings.device}, batch {settings.batch}, "
-        f"{settings.threads} threads, queue {settings.queue_depth}, {ROUNDS} rounds of {arguments.seconds:g} s each"
+        f"{settings.threads} threads, "
+        f"queue {settings.queue_depth}, {STAGE_ROUNDS} rounds of {arguments.seconds:g} s each"
     )
     stages = get_args(Stage)
     feeds = {stage: partial(stage_sizes, shards, basis, settings, stage) for stage in stages}
-    with Progress("measuring", ROUNDS * len(stages), "windows") as progress:
-        rates = measure_rates(feeds, arguments.seconds, ROUNDS, progress, settings.queue_depth + 1)
+    with Progress("measuring", STAGE_ROUNDS * len(stages), "windows") as progress:
+        rates = measure_rates(feeds, arguments.seconds, STAGE_ROUNDS, progress, settings.queue_depth + 1)
     print(table({WORK[stage]: rate for stage, rate in rates.items()}))
     record = {
         "shards": str(arguments.shards),
         "manifest_sha256": shards.manifest_sha256,
         "settings": asdict(settings),
         "seconds": arguments.seconds,
-        "rounds": ROUNDS,
+        "rounds": STAGE_ROUNDS,
         "stages": {stage: asdict(rate) for stage, rate in rates.items()},
     }
+    report = None
+    if trainer is not None:
+        observed = fed(shards, basis, settings, trainer, arguments.seconds)
+        report = diagnose(
+            feed_rates(rates).scaled_to(observed.supply), observed.demand, observed.clocks, arguments.au_bar
+        )
+        print(f"\n{format_report(report)}\nAU is {observed.au}; the bar is {arguments.au_bar:.1%}\n")
+        record |= {"stall": report.record(), "au_interval": asdict(observed.au), "au_bar": arguments.au_bar}
     print(json.dumps(record))
     write_json(arguments.json, record)
-    return 0
+    return int(report is not None and report.au < arguments.au_bar)
+
+
+def feed_rates(rates: Mapping[str, Rate]) -> FeedRates:
+    """Rates by stage as the diagnosis wants them."""
+    return FeedRates(*(rates[stage].img_s for stage in (*get_args(Stage), "full")))
+
+
+def fed(
+    shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, trainer: EmulatedTrainer, seconds: float
+) -> Observed:
+    """The trainer on batches that are there and on real ones, in windows of `seconds`."""
+    subject = Subject[int](size=int, step=trainer)
+    feed = cast(Generator[int], stage_sizes(shards, basis, settings, "full"))
+    with closing(feed), Progress("feeding the trainer", ROUNDS, "rounds") as progress:
+        return observe(feed, subject, [settings.batch], seconds, settings.queue_depth + 1, progress=progress)
 
 
 def table(rates: dict[str, Rate]) -> str:
@@ -74,6 +109,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=FeedSettings.batch)
     parser.add_argument("--threads", type=int, help="DALI's; default: cores + 1, at most 8")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (default 5)")
+    parser.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
+    parser.add_argument("--au-bar", type=float, default=AU_BAR, help="exit with 1 below (default %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     return parser.parse_args()
 
