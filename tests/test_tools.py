@@ -256,7 +256,7 @@ def test_verify_names_a_fault_and_repair_mends_it(road: Path, tmp_path: Path):
 def test_bench_loader_judges_a_demand(road: Path, tmp_path: Path):
     """Exit code 0 for a trainer that any feed keeps up with, 1 for one that no feed does; the report is printed."""
     args = [road / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--au-bar", 0.5]
-    assert "compute-bound" in ran(tool("bench_loader", *args, "--demand", 20))
+    assert "compute-bound" in ran(tool("bench_loader", *args, "--demand", 200))
     out = ran(tool("bench_loader", *args, "--demand", 1e7, "--json", tmp_path / "b.json"), code=1)
     assert "input-bound" in out
     record = json.loads((tmp_path / "b.json").read_text())
