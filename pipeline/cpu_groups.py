@@ -14,6 +14,7 @@ import psutil
 
 GROUPS = ("feed", "main", "others")
 DALI_PREFIX = "[DALI]"
+BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # of a core's time
 
 
 def group_of(name: str, is_main: bool) -> str:
@@ -54,7 +55,7 @@ class CpuUse:
 
 @dataclass(frozen=True)
 class CpuMark:
-    """CPU seconds so far: `threads_s` by (thread, group), `own_s` of the process, and of the machine."""
+    """CPU seconds so far: `threads_s` by (thread, group), `own_s` of the process, and of all on its cores."""
 
     at_s: float
     threads_s: dict[tuple[int, str], float]
@@ -85,7 +86,7 @@ def cpu_mark() -> CpuMark:
         except FileNotFoundError:
             continue  # it ended between being listed and being asked
         threads_s[thread.id, group_of(name, thread.id == os.getpid())] = thread.user_time + thread.system_time
-    own, machine = process.cpu_times(), psutil.cpu_times()
+    own, every_core = process.cpu_times(), psutil.cpu_times(percpu=True)
     children_s = 0.0
     for child in process.children(recursive=True):
         try:
@@ -94,5 +95,6 @@ def cpu_mark() -> CpuMark:
             continue
         children_s += times.user + times.system
     # guest time is in user time already; steal is what the hypervisor gave to others, idle and iowait are nobody's
-    machine_s = sum(getattr(machine, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    ours = [every_core[core] for core in os.sched_getaffinity(0) if core < len(every_core)]
+    machine_s = sum(getattr(core, name, 0.0) for core in ours for name in BUSY)
     return CpuMark(time.perf_counter(), threads_s, own.user + own.system, children_s, machine_s)

@@ -55,11 +55,9 @@ class Load:
 
 def limits(load: Load) -> dict[str, float]:
     """What each resource allows by itself, lowest first: the first is the bottleneck, the second comes next."""
-    found = {
-        "storage": 1 / load.storage_s if load.storage_s else float("inf"),
-        "feed": min(load.threads, load.free) / load.feed_s,
-        "trainer": load.demand,
-    }
+    found = {"feed": min(load.threads, load.free) / load.feed_s, "trainer": load.demand}
+    if load.storage_s:
+        found["storage"] = 1 / load.storage_s
     if load.trainer_s:
         found["shared cores"] = load.free / (load.feed_s + load.trainer_s)
     return dict(sorted(found.items(), key=lambda item: item[1]))
@@ -68,7 +66,7 @@ def limits(load: Load) -> dict[str, float]:
 def model_supply(load: Load) -> float:
     """By the model, unscaled."""
     found = limits(load)
-    return min(found["storage"], found["feed"])
+    return min(found.get("storage", found["feed"]), found["feed"])
 
 
 def model_together(load: Load) -> float:

@@ -61,6 +61,8 @@ def test_the_road_leaves_what_it_says(road: Path):
     assert config["must_match"]["recipe"]["name"] == "source2012"
     stall = json.loads((run / "stall.json").read_text())
     assert stall["au"] == pytest.approx(1 - sum(stall["parts"].values()))
+    assert stall["fingerprint"]["manifest_sha256"] == config["must_match"]["train_manifest_sha256"]
+    assert stall["verdict"] in (run / "report.html").read_text()
     assert json.loads((road / "pca.json").read_text())["pixel_scale"] == 255
 
 
@@ -256,9 +258,11 @@ def test_verify_names_a_fault_and_repair_mends_it(road: Path, tmp_path: Path):
 def test_bench_loader_judges_a_demand(road: Path, tmp_path: Path):
     """Exit code 0 for a trainer that any feed keeps up with, 1 for one that no feed does; the report is printed."""
     args = [road / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--au-bar", 0.5]
+    page = tmp_path / "report.html"
     assert "compute-bound" in ran(tool("bench_loader", *args, "--demand", 200))
-    out = ran(tool("bench_loader", *args, "--demand", 1e7, "--json", tmp_path / "b.json"), code=1)
+    out = ran(tool("bench_loader", *args, "--demand", 1e7, "--json", tmp_path / "b.json", "--plot", page), code=1)
     assert "input-bound" in out
     record = json.loads((tmp_path / "b.json").read_text())
     assert record["stall"]["au"] == pytest.approx(1 - sum(record["stall"]["parts"].values()))
-    assert record["stall"]["au"] < record["au_bar"]
+    assert record["stall"]["au"] < record["stall"]["au_bar"] == 0.5
+    assert record["stall"]["verdict"] in page.read_text()

@@ -1,7 +1,7 @@
 """How fast the feed is and where its time goes: reading, decoding, and the whole, in img/s and CPU time.
 
     python tools/bench_loader.py SHARDS [--device cpu|cuda] [--batch N] [--threads N] [--seconds S] [--json FILE]
-                                        [--demand IMG_S [--au-bar 0.95]]
+                                        [--demand IMG_S [--au-bar 0.95] [--plot FILE]]
 
 Prints a table for people, then one line of JSON for programs. Wants SHARDS/eigenbasis.json, which compute_pca makes.
 With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while: the stall report
@@ -12,23 +12,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import cast, get_args
 
-from cli import Progress, run, write_json
+import numpy as np
+from cli import Progress, cores, run, write_json
 
 from pipeline import eigenbasis
+from pipeline.augment import STORED
 from pipeline.doctor import ROUNDS, EmulatedTrainer, Observed, Subject, observe
 from pipeline.eigenbasis import Eigenbasis
+from pipeline.findings import Findings, Setup, find, format_findings
+from pipeline.fingerprint import machine, memory
 from pipeline.graphs import Stage
 from pipeline.loader import FeedSettings, stage_sizes
 from pipeline.rates import Rate, measure_rates
+from pipeline.report_html import page
 from pipeline.shards import ShardSet, open_shards
-from pipeline.stall import AU_BAR, FeedRates, diagnose, format_report
+from pipeline.stall import AU_BAR
 
 STAGE_ROUNDS = 3
 WORK = {"read": "read", "decode": "read + decode", "full": "read + decode + augment"}
@@ -62,22 +67,30 @@ def main() -> int:
         "rounds": STAGE_ROUNDS,
         "stages": {stage: asdict(rate) for stage, rate in rates.items()},
     }
-    report = None
+    found = None
     if trainer is not None:
         observed = fed(shards, basis, settings, trainer, arguments.seconds)
-        report = diagnose(
-            feed_rates(rates).scaled_to(observed.supply), observed.demand, observed.clocks, arguments.au_bar
-        )
-        print(f"\n{format_report(report)}\nAU is {observed.au}; the bar is {arguments.au_bar:.1%}\n")
-        record |= {"stall": report.record(), "au_interval": asdict(observed.au), "au_bar": arguments.au_bar}
+        about = {"machine": machine(), **{name: record[name] for name in ("shards", "manifest_sha256", "settings")}}
+        found = find(rates, observed, setup_of(shards, settings), memory(), about, arguments.au_bar)
+        print(f"\n{format_findings(found)}\n")
+        record["stall"] = found.record()
+        write_page(arguments.plot, found)
     print(json.dumps(record))
     write_json(arguments.json, record)
-    return int(report is not None and report.au < arguments.au_bar)
+    return int(found is not None and found.report.au < arguments.au_bar)
 
 
-def feed_rates(rates: Mapping[str, Rate]) -> FeedRates:
-    """Rates by stage as the diagnosis wants them."""
-    return FeedRates(*(rates[stage].img_s for stage in (*get_args(Stage), "full")))
+def setup_of(shards: ShardSet, settings: FeedSettings) -> Setup:
+    """What the feed works with."""
+    pixels = shards.index["width"].astype(np.int64) * shards.index["height"]
+    return Setup(settings.threads, settings.queue_depth, cores(), float(pixels.mean()) / STORED**2)
+
+
+def write_page(path: Path | None, found: Findings) -> None:
+    """The findings as a page (nothing where `--plot` was not given)."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(found, f"Stall report: {found.report.verdict}"))
 
 
 def fed(
@@ -111,6 +124,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (default 5)")
     parser.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
     parser.add_argument("--au-bar", type=float, default=AU_BAR, help="exit with 1 below (default %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="of --demand's report as an HTML page")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     return parser.parse_args()
 

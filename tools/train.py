@@ -2,9 +2,9 @@
 
     python tools/train.py data/sample-256/train --val data/sample-256/val --run first
 
-Writes runs/NAME/: config.json, metrics.jsonl, checkpoints/, stall.json. SIGTERM saves a checkpoint after the step in
-hand and exits with 0; --resume goes on from the last one, with the numbers of a run that was never stopped. Exits with
-1 when the loss is no longer a number, with 2 on wrong input.
+Writes runs/NAME/: config.json, metrics.jsonl, checkpoints/, stall.json, report.html. SIGTERM saves a checkpoint after
+the step in hand and exits with 0; --resume goes on from the last one, with the numbers of a run that was never stopped.
+Exits with 1 when the loss is no longer a number, with 2 on wrong input.
 """
 
 from __future__ import annotations
@@ -21,27 +21,34 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
-from cli import Progress, run
+from cli import Progress, cores, run
 
 from model import checkpoint, recipe
-from model.alexnet import AlexNet, NetSpec
+from model.alexnet import AlexNet, DropoutDraws, NetSpec
 from model.checkpoint import TrainState
 from model.optim import Momentum2012
 from model.runs import STALL, RunFolder, write_atomically
-from model.trainer import PRECISIONS, Diverged, Hooks, LoopSettings, Scores, StepTimes, Trainer, evaluate, replay_rate
+from model.trainer import PRECISIONS, Diverged, Hooks, LoopSettings, Scores, StepTimes, Trainer, evaluate, train_step
 from pipeline import eigenbasis, stall
-from pipeline.augment import Lighting
+from pipeline.augment import STORED, Lighting
+from pipeline.doctor import Subject, observe
 from pipeline.eigenbasis import Eigenbasis
+from pipeline.findings import Setup, find, format_findings
+from pipeline.fingerprint import machine, memory
 from pipeline.graphs import Stage
-from pipeline.loader import Device, FeedSettings, TrainFeed, stage_sizes, view_feed
+from pipeline.loader import Batch, Device, FeedSettings, TrainFeed, stage_sizes, view_feed
 from pipeline.order import steps_per_epoch
 from pipeline.rates import measure_rates
+from pipeline.report_html import page
 from pipeline.shards import ShardSet, open_shards
 
 REPLAYED = 4  # batches: enough that none stays in a processor's cache
 KEPT = 3  # checkpoints: the last one, and two to go back to
-ROUNDS = 2  # of the feed's stages in turn
+STAGE_ROUNDS = 2  # of the feed's stages in turn
+DOCTOR_ROUNDS = 5  # of feed, trainer and both in turn
+REPORT = "report.html"
 
 
 def parse() -> argparse.Namespace:
@@ -218,7 +225,7 @@ def train(job: Job, model: AlexNet, optimizer: Momentum2012, state: TrainState, 
     ):
 
         def on_step(images: int, times: StepTimes) -> None:
-            clocks.add(images, times.wait_s, times.step_s, times.loop_s)
+            clocks.add(images, times.wait_s, times.step_s, times.loop_s, edge=state.step == 1)
             progress(images)
 
         def on_log(line: dict[str, Any]) -> None:
@@ -247,7 +254,7 @@ def validate(job: Job, model: AlexNet, val: ShardSet) -> Scores:
 
 
 def report(job: Job, model: AlexNet, optimizer: Momentum2012, clocks: stall.StepClocks) -> None:
-    """Measures supply and demand apart, explains the run by them, prints and writes stall.json."""
+    """Measures supply, demand and both together, explains them, prints, writes stall.json and report.html."""
     path = job.folder.path / STALL
     if not job.stall_s:
         return
@@ -255,20 +262,38 @@ def report(job: Job, model: AlexNet, optimizer: Momentum2012, clocks: stall.Step
         print(f"this run is complete; its stall report is {path}")
         return
     print("measuring supply and demand for the stall report")
+    feeds = {stage: partial(stage_sizes, job.shards, job.basis, job.feed, stage) for stage in get_args(Stage)}
+    stages = measure_rates(feeds, job.stall_s / STAGE_ROUNDS, STAGE_ROUNDS)
     with TrainFeed(job.shards, job.basis, job.feed) as feed:
         kept = [next(feed) for _ in range(REPLAYED)]
-    demand = replay_rate(model, optimizer, kept, job.stall_s, job.loop.precision)
-    feeds = {stage: partial(stage_sizes, job.shards, job.basis, job.feed, stage) for stage in get_args(Stage)}
-    stages = measure_rates(feeds, job.stall_s / ROUNDS, ROUNDS)
-    rates = stall.FeedRates(*(stages[stage].img_s for stage in (*get_args(Stage), "full")))
-    found = stall.diagnose(rates, demand, clocks.total())
-    record = {
-        **found.record(),
-        "wait_s": stall.percentiles(clocks.waits_s),
-        "step_s": stall.percentiles(clocks.steps_s),
-    }
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
-    print(f"\n{stall.format_report(found)}\n")
+        subject = subject_of(job, model, optimizer)
+        observed = observe(feed, subject, kept, job.stall_s / DOCTOR_ROUNDS, job.feed.queue_depth + 1, DOCTOR_ROUNDS)
+    about = {"machine": machine(), "settings": asdict(job.feed), "manifest_sha256": job.shards.manifest_sha256}
+    found = find(stages, observed, setup_of(job), memory(), about, clocks=clocks)
+    write_atomically(path, json.dumps(found.record(), indent=1) + "\n")
+    write_atomically(path.with_name(REPORT), page(found, f"{job.folder.path.name}: {found.report.verdict}"))
+    print(f"\n{format_findings(found)}\n")
+
+
+def subject_of(job: Job, model: AlexNet, optimizer: Momentum2012) -> Subject[Batch]:
+    """What trains, for the doctor: the loop's own step, and reading the loss as often as the loop does."""
+    losses: list[torch.Tensor] = []
+
+    def step(batch: Batch) -> None:
+        losses.append(train_step(model, optimizer, batch, DropoutDraws(0, len(losses)), job.loop.precision)[0])
+
+    def after(batch: Batch) -> None:
+        if len(losses) % job.loop.log_every == 0:
+            losses[-1].item()
+
+    settle = torch.cuda.synchronize if job.device.type == "cuda" else (lambda: None)
+    return Subject(lambda batch: len(batch.labels), step, settle, after)
+
+
+def setup_of(job: Job) -> Setup:
+    """What the feed works with."""
+    pixels = job.shards.index["width"].astype(np.int64) * job.shards.index["height"]
+    return Setup(job.feed.threads, job.feed.queue_depth, cores(), float(pixels.mean()) / STORED**2)
 
 
 if __name__ == "__main__":
