@@ -182,6 +182,8 @@ def broken(what: str, road: Path, tmp: Path) -> list[object]:
             return ["bench_loader", road / "shards" / "train", "--demand", 0]
         case "bar above 1":
             return ["bench_loader", road / "shards" / "train", "--demand", 10, "--au-bar", 95]
+        case "tuned is another file":
+            return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--tuned", road / "pca.json"]
         case "source missing":
             return ["make_shards", tmp / "out"]
         case "nothing to verify":
@@ -213,6 +215,7 @@ WRONG: dict[str, str] = {
     "zero threads": "threads is 0; it must be at least 1",
     "zero demand": "demand is 0 img/s; it must be above 0",
     "bar above 1": "--au-bar 95; AU is a share, above 0 and at most 1",
+    "tuned is another file": "no settings of bench_loader --tune FILE here; run that first",
     "source missing": "one folder given, expected SOURCE and OUT",
     "nothing to verify": "no train or val folder here",
     "no checkpoint": "no checkpoint here (no state.json)",
@@ -266,3 +269,14 @@ def test_bench_loader_judges_a_demand(road: Path, tmp_path: Path):
     assert record["stall"]["au"] == pytest.approx(1 - sum(record["stall"]["parts"].values()))
     assert record["stall"]["au"] < record["stall"]["au_bar"] == 0.5
     assert record["stall"]["verdict"] in page.read_text()
+
+
+def test_tuned_settings_reach_training(road: Path, tmp_path: Path):
+    """bench_loader --tune writes settings that train.py --tuned takes; --verify says what it measured again."""
+    shards, tuned = road / "shards" / "train", tmp_path / "tuned.json"
+    args = ["--batch", 8, "--seconds", 0.05, "--demand", 1e5, "--threads", 1, "--verify", "--tune", tuned]
+    assert "verify  " in ran(tool("bench_loader", shards, *args), code=1)
+    settings = json.loads(tuned.read_text())["settings"]
+    ran(tool("train", shards, "--runs", tmp_path, "--run", "t", "--steps", 1, *TINY, "--tuned", tuned))
+    feed = json.loads((tmp_path / "t" / "config.json").read_text())["feed"]
+    assert {name: feed[name] for name in settings} == settings

@@ -43,6 +43,7 @@ from pipeline.order import steps_per_epoch
 from pipeline.rates import measure_rates
 from pipeline.report_html import page
 from pipeline.shards import ShardSet, open_shards
+from pipeline.tuning import load_tuned
 
 REPLAYED = 4  # batches: enough that none stays in a processor's cache
 KEPT = 3  # checkpoints: the last one, and two to go back to
@@ -71,6 +72,7 @@ def parse() -> argparse.Namespace:
     add("--width", type=float, default=1.0, metavar="W", help="scales the maps, for small machines; default: 1")
     add("--rate-scale", type=float, default=1.0, metavar="X", help="scales all learning rates; default: 1")
     add("--threads", type=int, metavar="N", help="of the feed; default: one more than cores, at most 8")
+    add("--tuned", type=Path, metavar="FILE", help="the feed's settings that bench_loader --tune FILE found")
     add("--stall-seconds", type=float, default=4.0, metavar="S", help="for each rate of the stall report; 0: no report")
     add("--log-every", type=int, default=20, metavar="STEPS", help="default: %(default)s")
     return parser.parse_args()
@@ -146,7 +148,8 @@ def resolve(args: argparse.Namespace) -> Job:
         lighting_until=first_epoch_without_noise(rules, epochs),
         mean=rules.mean,
         positions=rules.crop_positions,
-        **({"threads": args.threads} if args.threads is not None else {}),
+        **(load_tuned(args.tuned) if args.tuned else {})
+        | ({"threads": args.threads} if args.threads is not None else {}),
     )
     steps = steps_per_epoch(len(shards), feed.batch)
     loop = LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps)
