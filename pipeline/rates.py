@@ -9,15 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
+import numpy as np
 import psutil
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Of a rival's windows: median, least and greatest img/s; median CPU milliseconds per image and cores in use; and
-    the img/s of each round, to compare with a rival's of the same round."""
+    """Of a rival's windows: median, least and greatest img/s; median CPU milliseconds per image and cores in use; the
+    img/s of each round, to compare with a rival's of the same round; and of the seconds that its batches
+    took, the median and what one in a hundred exceeds."""
 
     img_s: float
     img_s_min: float
@@ -25,6 +28,8 @@ class Rate:
     cpu_ms_per_img: float
     cores_used: float
     rounds_img_s: tuple[float, ...]
+    batch_p50_s: float
+    batch_p99_s: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class _Window:
     images: int
     wall_s: float
     cpu_s: float
+    batches_s: list[float]
 
 
 def measure_rates(
@@ -58,11 +64,12 @@ def _measure(sizes: Iterator[int], seconds: float, discard: int) -> _Window:
     try:
         for _ in range(discard):
             next(sizes)
-        images, cpu_s, start_s = 0, _cpu_by_process(), time.perf_counter()
-        while (wall_s := time.perf_counter() - start_s) < seconds:
+        images, cpu_s, ends_s = 0, _cpu_by_process(), [time.perf_counter()]
+        while (wall_s := ends_s[-1] - ends_s[0]) < seconds:
             images += next(sizes)
+            ends_s.append(time.perf_counter())
         used_s = sum(now_s - cpu_s.get(pid, 0.0) for pid, now_s in _cpu_by_process().items())
-        return _Window(images, wall_s, used_s)
+        return _Window(images, wall_s, used_s, [end_s - start_s for start_s, end_s in pairwise(ends_s)])
     finally:
         if close := getattr(sizes, "close", None):
             close()
@@ -82,6 +89,7 @@ def _cpu_by_process() -> dict[int, float]:
 
 
 def _rate(windows: list[_Window]) -> Rate:
+    p50_s, p99_s = np.percentile([s for window in windows for s in window.batches_s], [50, 99]).tolist()
     per_s = [window.images / window.wall_s for window in windows]
     return Rate(
         img_s=median(per_s),
@@ -90,4 +98,6 @@ def _rate(windows: list[_Window]) -> Rate:
         cpu_ms_per_img=median(1000 * window.cpu_s / window.images for window in windows),
         cores_used=median(window.cpu_s / window.wall_s for window in windows),
         rounds_img_s=tuple(per_s),
+        batch_p50_s=p50_s,
+        batch_p99_s=p99_s,
     )

@@ -31,6 +31,11 @@ class FeedRates:
     augmented: float
     supply: float
 
+    def scaled_to(self, supply: float) -> FeedRates:
+        """The same shares of time in a feed of `supply` img/s, as measured in other weather."""
+        factor = supply / self.supply
+        return FeedRates(self.read * factor, self.decoded * factor, self.augmented * factor, supply)
+
     def part_s(self) -> dict[str, float]:
         """Seconds per image that each stage adds to the one before, by part."""
         ends = (1 / self.read, 1 / self.decoded, 1 / self.augmented, 1 / self.supply)
@@ -50,17 +55,21 @@ class Clocks:
 
 
 class StepClocks:
-    """Clocks of every step. The first is left out: it waits for the first batch and pays for first use."""
+    """Clocks of every step. The first is kept apart, as `first_wait_s`: it waits for the first batch and pays for first
+    use. Waits for the first batch of every later epoch are in `edge_waits_s`, too."""
 
     def __init__(self) -> None:
         self.images, self.waits_s, self.steps_s, self._loops_s = 0, list[float](), list[float](), list[float]()
-        self.begun = False  # whether there was a first step
+        self.first_wait_s: float | None = None
+        self.edge_waits_s = list[float]()
 
-    def add(self, images: int, wait_s: float, step_s: float, loop_s: float) -> None:
-        """Takes in one step; `loop_s` is the time since the step before ended."""
-        if not self.begun:
-            self.begun = True
+    def add(self, images: int, wait_s: float, step_s: float, loop_s: float, edge: bool = False) -> None:
+        """Takes in one step; `loop_s` is the time since the step before ended, `edge` says that it began an epoch."""
+        if self.first_wait_s is None:
+            self.first_wait_s = wait_s
             return
+        if edge:
+            self.edge_waits_s.append(wait_s)
         self.images += images
         self.waits_s.append(wait_s)
         self.steps_s.append(step_s)
@@ -95,12 +104,12 @@ class StallReport:
         return asdict(self)
 
 
-def diagnose(rates: FeedRates, demand: float, clocks: Clocks) -> StallReport:
-    """Explains the real run's rate by the rates measured apart."""
+def diagnose(rates: FeedRates, demand: float, clocks: Clocks, au_bar: float = AU_BAR) -> StallReport:
+    """Explains the real run's rate by the rates measured apart. Above an AU of `au_bar` training does not wait."""
     together = clocks.images / clocks.elapsed_s
     au = together / demand
     parts = _parts(rates, demand, clocks)
-    verdict = _verdict(au, parts)
+    verdict = _verdict(au, parts, au_bar)
     overlap = together / min(rates.supply, demand)
     return StallReport(
         rates.supply, demand, together, au, 1 - au, overlap, parts, verdict, _action(verdict, rates.supply, demand)
@@ -123,10 +132,13 @@ def _parts(rates: FeedRates, demand: float, clocks: Clocks) -> dict[str, float]:
     return {part: seconds / total_s for part, seconds in parts_s.items()}
 
 
-def _verdict(au: float, parts: dict[str, float]) -> str:
-    if au >= AU_BAR:
+def _verdict(au: float, parts: dict[str, float], au_bar: float) -> str:
+    if au >= au_bar:
         return "compute-bound"
-    if sum(parts[part] for part in INPUT_PARTS) > parts["contention"]:
+    input_share = sum(parts[part] for part in INPUT_PARTS)
+    if parts["unexplained"] > max(input_share, parts["contention"]):
+        return "unexplained"
+    if input_share > parts["contention"]:
         return f"input-bound: {max(INPUT_PARTS, key=lambda part: parts[part])}"
     return "contention"
 
@@ -142,6 +154,8 @@ _ACTIONS = {
 def _action(verdict: str, supply: float, demand: float) -> str:
     if verdict == "compute-bound":
         return f"the feed has {supply / demand:.1f} times what training takes: only a faster step trains faster"
+    if verdict == "unexplained":
+        return "neither feed nor step: look at what runs between steps (callbacks, logging, reading values back)"
     if verdict == "contention":
         return "feed and trainer take each other's cores: give the host more of them, or train on a GPU"
     return _ACTIONS[verdict.removeprefix("input-bound: ")]

@@ -28,6 +28,7 @@ PLANTED = {
     "slow bus": (rates(0.1, 0.4, 0.5, 3.0), 1.0, clocks(3.0, 1.0), "input-bound: transfer", {"transfer": 9 / 16}),
     "shared cores": (rates(0.01, 0.4, 0.2), 2.0, clocks(0.1, 2.9), "contention", {"contention": 1.0 / 3.0}),
     "slow logging": (rates(0.01, 0.4, 0.2), 2.0, clocks(0.0, 2.0, 0.05), "compute-bound", {"unexplained": 0.05 / 2.05}),
+    "slow callback": (rates(0.01, 0.4, 0.2), 2.0, clocks(0.0, 2.0, 0.5), "unexplained", {"unexplained": 0.2}),
 }
 
 
@@ -74,10 +75,11 @@ def test_the_bar_is_where_the_verdict_turns():
 def test_the_first_step_does_not_count():
     """It waits for the first batch, which no later step does."""
     times = StepClocks()
-    times.add(8, 30.0, 9.0, 40.0)
-    for _ in range(3):
-        times.add(8, 0.5, 1.0, 1.6)
+    times.add(8, 30.0, 9.0, 40.0, edge=True)
+    for edge in (False, True, False):
+        times.add(8, 0.5, 1.0, 1.6, edge)
     assert times.steps == 3
+    assert (times.first_wait_s, times.edge_waits_s) == (30.0, [0.5])
     assert times.total() == Clocks(24, 1.5, 3.0, pytest.approx(4.8))
 
 
@@ -92,3 +94,11 @@ def test_the_screen_shows_every_part_and_the_verdict():
     text = format_report(diagnose(feed, 1000 / demand_ms, times))
     for word in (*PARTS, verdict, "supply", "demand", "together", "AU", "overlap", "--threads"):
         assert word in text
+
+
+def test_scaled_rates_keep_their_shares():
+    feed = rates(0.1, 2.5, 0.4, 0.2)
+    scaled = feed.scaled_to(feed.supply / 3)
+    assert scaled.supply == pytest.approx(feed.supply / 3)
+    for part, seconds in feed.part_s().items():
+        assert scaled.part_s()[part] == pytest.approx(3 * seconds)

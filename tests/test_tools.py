@@ -68,6 +68,8 @@ def test_the_road_leaves_what_it_says(road: Path):
     assert config["must_match"]["recipe"]["name"] == "source2012"
     stall = json.loads((run / "stall.json").read_text())
     assert stall["au"] == pytest.approx(1 - sum(stall["parts"].values()))
+    assert stall["fingerprint"]["manifest_sha256"] == config["must_match"]["train_manifest_sha256"]
+    assert stall["verdict"] in (run / "report.html").read_text()
     assert json.loads((road / "pca.json").read_text())["pixel_scale"] == 255
 
 
@@ -216,6 +218,12 @@ def broken(what: str, road: Path, tmp: Path) -> list[object]:
             return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--batch", 0]
         case "zero threads":
             return ["bench_loader", road / "shards" / "train", "--threads", 0]
+        case "zero demand":
+            return ["bench_loader", road / "shards" / "train", "--demand", 0]
+        case "bar above 1":
+            return ["bench_loader", road / "shards" / "train", "--demand", 10, "--au-bar", 95]
+        case "tuned is another file":
+            return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--tuned", road / "pca.json"]
         case "source missing":
             return ["make_shards", tmp / "out"]
         case "nothing to verify":
@@ -247,6 +255,9 @@ WRONG: dict[str, str] = {
     "zero steps": "max_updates 0, expected at least 1",
     "zero batch": "batch is 0; it must be at least 1",
     "zero threads": "threads is 0; it must be at least 1",
+    "zero demand": "demand is 0 img/s; it must be above 0",
+    "bar above 1": "--au-bar 95; AU is a share, above 0 and at most 1",
+    "tuned is another file": "no settings of bench_loader --tune FILE here; run that first",
     "source missing": "one folder given, expected SOURCE and OUT",
     "nothing to verify": "no train or val folder here",
     "no checkpoint": "no checkpoint here (no state.json)",
@@ -288,3 +299,27 @@ def test_verify_names_a_fault_and_repair_mends_it(road: Path, tmp_path: Path):
     assert len(json.loads((tmp_path / "v.json").read_text())["train"]) == 1
     ran(tool("make_shards", road / "sample", shards, "--repair", "--shard-samples", 20))
     ran(tool("make_shards", shards, "--verify"))
+
+
+def test_bench_loader_judges_a_demand(road: Path, tmp_path: Path):
+    """Exit code 0 for a trainer that any feed keeps up with, 1 for one that no feed does; the report is printed."""
+    args = [road / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--au-bar", 0.5]
+    page = tmp_path / "report.html"
+    assert "compute-bound" in ran(tool("bench_loader", *args, "--demand", 200))
+    out = ran(tool("bench_loader", *args, "--demand", 1e7, "--json", tmp_path / "b.json", "--plot", page), code=1)
+    assert "input-bound" in out
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert record["stall"]["au"] == pytest.approx(1 - sum(record["stall"]["parts"].values()))
+    assert record["stall"]["au"] < record["stall"]["au_bar"] == 0.5
+    assert record["stall"]["verdict"] in page.read_text()
+
+
+def test_tuned_settings_reach_training(road: Path, tmp_path: Path):
+    """bench_loader --tune writes settings that train.py --tuned takes; --verify says what it measured again."""
+    shards, tuned = road / "shards" / "train", tmp_path / "tuned.json"
+    args = ["--batch", 8, "--seconds", 0.05, "--demand", 1e5, "--threads", 1, "--verify", "--tune", tuned]
+    assert "verify  " in ran(tool("bench_loader", shards, *args), code=1)
+    settings = json.loads(tuned.read_text())["settings"]
+    ran(tool("train", shards, "--runs", tmp_path, "--run", "t", "--steps", 1, *TINY, "--tuned", tuned))
+    feed = json.loads((tmp_path / "t" / "config.json").read_text())["feed"]
+    assert {name: feed[name] for name in settings} == settings

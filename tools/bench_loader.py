@@ -1,58 +1,165 @@
 """How fast the feed is and where its time goes: reading, decoding, and the whole, in img/s and CPU time.
 
     python tools/bench_loader.py SHARDS [--device cpu|cuda] [--batch N] [--threads N] [--seconds S] [--json FILE]
+                                        [--demand IMG_S [--au-bar 0.95] [--plot FILE] [--verify] [--tune FILE]]
 
 Prints a table for people, then one line of JSON for programs. Wants SHARDS/eigenbasis.json, which compute_pca makes.
+With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while: the stall report
+of that, and exit code 1 where it waits so much that AU is below the bar. --verify makes the first proposed change that
+takes settings only, and measures again. --tune searches the settings for that demand; train.py --tuned FILE takes them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
-from cli import Progress, run, write_json
+import numpy as np
+from cli import Progress, cores, run, write_json
 
 from pipeline import eigenbasis
+from pipeline.augment import STORED
+from pipeline.doctor import ROUNDS, EmulatedTrainer, Observed, Subject, observe
+from pipeline.eigenbasis import Eigenbasis
+from pipeline.findings import Findings, Setup, find, format_findings
+from pipeline.fingerprint import machine, memory
 from pipeline.graphs import Stage
 from pipeline.loader import FeedSettings, stage_sizes
 from pipeline.rates import Rate, measure_rates
-from pipeline.shards import open_shards
+from pipeline.report_html import page
+from pipeline.shards import ShardSet, open_shards
+from pipeline.stall import AU_BAR
+from pipeline.tuning import HEADROOM, choices, speed_of, tune
 
-ROUNDS = 3
+STAGE_ROUNDS = 3
 WORK = {"read": "read", "decode": "read + decode", "full": "read + decode + augment"}
 
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
     arguments = _arguments()
+    trainer = None if arguments.demand is None else EmulatedTrainer(arguments.demand)
+    if not 0 < arguments.au_bar <= 1:
+        raise ValueError(f"--au-bar {arguments.au_bar:g}; AU is a share, above 0 and at most 1")
     shards = open_shards(arguments.shards)
     basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     changes = {} if arguments.threads is None else {"threads": arguments.threads}
     settings = FeedSettings(batch=arguments.batch, device=arguments.device, **changes)
     print(
         f"{arguments.shards}: {len(shards):,} samples, device {settings.device}, batch {settings.batch}, "
-        f"{settings.threads} threads, queue {settings.queue_depth}, {ROUNDS} rounds of {arguments.seconds:g} s each"
+        f"{settings.threads} threads, "
+        f"queue {settings.queue_depth}, {STAGE_ROUNDS} rounds of {arguments.seconds:g} s each"
     )
     stages = get_args(Stage)
     feeds = {stage: partial(stage_sizes, shards, basis, settings, stage) for stage in stages}
-    with Progress("measuring", ROUNDS * len(stages), "windows") as progress:
-        rates = measure_rates(feeds, arguments.seconds, ROUNDS, progress, settings.queue_depth + 1)
+    with Progress("measuring", STAGE_ROUNDS * len(stages), "windows") as progress:
+        rates = measure_rates(feeds, arguments.seconds, STAGE_ROUNDS, progress, settings.queue_depth + 1)
     print(table({WORK[stage]: rate for stage, rate in rates.items()}))
     record = {
         "shards": str(arguments.shards),
         "manifest_sha256": shards.manifest_sha256,
         "settings": asdict(settings),
         "seconds": arguments.seconds,
-        "rounds": ROUNDS,
+        "rounds": STAGE_ROUNDS,
         "stages": {stage: asdict(rate) for stage, rate in rates.items()},
     }
+    found = None
+    if trainer is not None:
+        bench = Bench(shards, basis, settings, trainer, arguments.seconds)
+        about = {"machine": machine(), **{name: record[name] for name in ("shards", "manifest_sha256", "settings")}}
+        found = find(rates, bench.fed(), setup_of(shards, settings), memory(), about, arguments.au_bar)
+        print(f"\n{format_findings(found)}\n")
+        record["stall"] = found.record()
+        write_page(arguments.plot, found)
+        if arguments.verify:
+            record["verified"] = verified(found, bench)
+        if arguments.tune is not None:
+            write_json(arguments.tune, {**tuned_for(bench), "fingerprint": about})
     print(json.dumps(record))
     write_json(arguments.json, record)
-    return 0
+    return int(found is not None and found.report.au < arguments.au_bar)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A feed and an emulated trainer, to be measured in windows of `seconds`."""
+
+    shards: ShardSet
+    basis: Eigenbasis
+    settings: FeedSettings
+    trainer: EmulatedTrainer
+    seconds: float
+
+    def fed(self) -> Observed:
+        """The feed alone, the trainer on batches that are there, and both together."""
+        feed = cast(Generator[int], stage_sizes(self.shards, self.basis, self.settings, "full"))
+        subject, kept = Subject[int](size=int, step=self.trainer), [self.settings.batch]
+        with closing(feed), Progress("feeding the trainer", ROUNDS, "rounds") as progress:
+            return observe(feed, subject, kept, self.seconds, self.settings.queue_depth + 1, progress=progress)
+
+
+def setup_of(shards: ShardSet, settings: FeedSettings) -> Setup:
+    """What the feed works with."""
+    pixels = shards.index["width"].astype(np.int64) * shards.index["height"]
+    return Setup(settings.threads, settings.queue_depth, cores(), float(pixels.mean()) / STORED**2)
+
+
+def write_page(path: Path | None, found: Findings) -> None:
+    """The findings as a page (nothing where `--plot` was not given)."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(found, f"Stall report: {found.report.verdict}"))
+
+
+def verified(found: Findings, bench: Bench) -> dict[str, Any] | None:
+    """Makes the first change that takes settings only, measures again and prints predicted against measured."""
+    action = next((action for action in found.actions if action.settings), None)
+    if action is None:
+        print("verify     no proposed change is one of settings alone: nothing to measure again\n")
+        return None
+    again = replace(bench, settings=replace(bench.settings, **action.settings)).fed()
+    measured = again.clocks.images / again.clocks.elapsed_s
+    print(
+        f"verify     {action.text}: predicted {action.together:,.0f} img/s, measured {measured:,.0f}"
+        f" ({measured / action.together - 1:+.1%}); the feed alone {action.supply:,.0f}, measured {again.supply:,.0f}"
+        f" ({again.supply / action.supply - 1:+.1%})\n"
+    )
+    return {**asdict(action), "measured": measured, "measured_supply": again.supply}
+
+
+def tuned_for(bench: Bench) -> dict[str, Any]:
+    """Searches and prints; the record for --tune's file."""
+    eager = EmulatedTrainer(bench.trainer.demand * HEADROOM)
+
+    def paced(settings: FeedSettings) -> Iterator[int]:
+        for images in stage_sizes(bench.shards, bench.basis, settings, "full"):
+            eager(images)
+            yield images
+
+    def measure(rivals: Mapping[str, FeedSettings]) -> dict[str, float]:
+        feeds = {name: partial(paced, rival) for name, rival in rivals.items()}
+        discard = max(rival.queue_depth for rival in rivals.values()) + 1
+        rates = measure_rates(feeds, bench.seconds, STAGE_ROUNDS, progress, discard)
+        return {name: rate.img_s for name, rate in rates.items()}
+
+    options = choices(bench.settings, cores())
+    with Progress("tuning", STAGE_ROUNDS * sum(map(len, options.values())), "windows") as progress:
+        best, trials = tune(bench.settings, options, measure)
+    for trial in trials:
+        print(f"tune       {in_words(trial.settings)}: {trial.img_s:,.0f} img/s")
+    print(f"tuned      {in_words(speed_of(best))}\n")
+    return {"settings": speed_of(best), "demand": bench.trainer.demand, "trials": [asdict(trial) for trial in trials]}
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """Settings on one line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def table(rates: dict[str, Rate]) -> str:
@@ -74,8 +181,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=FeedSettings.batch)
     parser.add_argument("--threads", type=int, help="DALI's; default: cores + 1, at most 8")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (default 5)")
+    parser.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
+    parser.add_argument("--au-bar", type=float, default=AU_BAR, help="exit with 1 below (default %(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="of --demand's report as an HTML page")
+    parser.add_argument("--verify", action="store_true", help="make the first proposed change and measure again")
+    parser.add_argument("--tune", type=Path, metavar="FILE", help="search settings for the demand, write them here")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.demand is None and (arguments.verify or arguments.tune or arguments.plot):
+        parser.error("--verify, --tune and --plot want a --demand")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python tools/train.py data/sample-256/train --val data/sample-256/val --run first
     torchrun --nproc-per-node 2 -- tools/train.py data/sample-256/train --val data/sample-256/val --run first
 
-Writes runs/NAME/: config.json, metrics.jsonl, checkpoints/, stall.json. SIGTERM saves a checkpoint after the step in
-hand and exits with 0; --resume goes on from the last one, with the numbers of a run that was never stopped, on as many
-ranks as it now has. With two ranks each has a tower, with 4, 8, ... there are as many pairs; ranks that torchrun
-started again after a failure resume by themselves. Exits with 1 when the loss is no longer a number, when a rank hangs,
-or when the last checkpoint could not be saved; with 2 on wrong input.
+Writes runs/NAME/: config.json, metrics.jsonl, checkpoints/, stall.json, report.html. SIGTERM saves a checkpoint after
+the step in hand and exits with 0; --resume goes on from the last one, with the numbers of a run that was never stopped,
+on as many ranks as it now has. With two ranks each has a tower, with 4, 8, ... there are as many pairs; ranks that
+torchrun started again after a failure resume by themselves. Exits with 1 when the loss is no longer a number, when a
+rank hangs, or when the last checkpoint could not be saved; with 2 on wrong input.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
 import psutil
 import torch
-from cli import Progress, run
+from cli import Progress, cores, run
 
 from model import checkpoint, recipe
-from model.alexnet import AlexNet, NetSpec, layer_table
+from model.alexnet import AlexNet, DropoutDraws, NetSpec, layer_table
 from model.checkpoint import TrainState
 from model.exchange import TowerExchange, joined, step_bytes
 from model.optim import Momentum2012
@@ -51,21 +52,29 @@ from model.trainer import (
     Trainer,
     evaluate,
     replay_rate,
+    train_step,
     wait_for,
 )
 from model.watch import Watch
 from pipeline import eigenbasis, stall
-from pipeline.augment import Lighting
+from pipeline.augment import STORED, Lighting
+from pipeline.doctor import Subject, observe
 from pipeline.eigenbasis import Eigenbasis
+from pipeline.findings import Setup, find, format_findings
+from pipeline.fingerprint import machine, memory
 from pipeline.graphs import Stage
 from pipeline.loader import Device, FeedSettings, OnBadSample, TrainFeed, default_threads, stage_sizes, view_feed
 from pipeline.order import Order, local_batch, steps_per_epoch
 from pipeline.rates import measure_rates
+from pipeline.report_html import page
 from pipeline.shards import ShardSet, open_shards
+from pipeline.tuning import load_tuned
 
 REPLAYED = 4  # batches: enough that none stays in a processor's cache
 KEPT = 3  # checkpoints: the last one, and two to go back to; the best one besides
-ROUNDS = 2  # of the feed's stages in turn
+STAGE_ROUNDS = 2  # of the feed's stages in turn
+DOCTOR_ROUNDS = 5  # of feed, trainer and both in turn
+REPORT = "report.html"
 WAITS = {"swap": "halves of images", "exchange": "maps and their gradients", "sums": "sums of gradients"}
 
 Result = TypeVar("Result")
@@ -96,6 +105,7 @@ def parse() -> argparse.Namespace:
     add("--layout", choices=get_args(Layout), default="towers", help="of several ranks; default: a tower on each")
     add("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch; default: at its end only")
     add("--hang-seconds", type=float, default=300.0, metavar="S", help="a rank this late ends the job; default: 300")
+    add("--tuned", type=Path, metavar="FILE", help="the feed's settings that bench_loader --tune FILE found")
     add("--stall-seconds", type=float, default=4.0, metavar="S", help="for each rate of the stall report; 0: no report")
     add("--log-every", type=int, default=20, metavar="STEPS", help="default: %(default)s")
     return parser.parse_args()
@@ -192,9 +202,11 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         lighting_until=first_epoch_without_noise(rules, epochs),
         mean=rules.mean,
         positions=rules.crop_positions,
-        threads=args.threads if args.threads is not None else feed_threads(),
         order=args.order,
         on_bad_sample=args.on_bad_sample,
+        **{"threads": feed_threads()}
+        | (load_tuned(args.tuned) if args.tuned else {})
+        | ({"threads": args.threads} if args.threads is not None else {}),
     )
     local_batch(feed.batch, ranks.place.world)
     steps = steps_per_epoch(len(shards), feed.batch)
@@ -356,9 +368,9 @@ def train(job: Job, trainer: Trainer, clocks: stall.StepClocks) -> tuple[bool, b
     ):
 
         def on_step(images: int, times: StepTimes) -> None:
-            if not clocks.begun:
+            if clocks.first_wait_s is None:
                 check_bytes(job)
-            clocks.add(images, times.wait_s, times.step_s, times.loop_s)
+            clocks.add(images, times.wait_s, times.step_s, times.loop_s, edge=state.step == 1)
             progress(images)
 
         def log(line: dict[str, Any]) -> None:
@@ -429,7 +441,7 @@ def validate(job: Job, trainer: Trainer, val: ShardSet, stopped: Callable[[], bo
 
 
 def report(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[str, float]) -> None:
-    """Measures supply and demand apart, explains the run by them, prints and writes stall.json."""
+    """Measures what explains the run, prints it and writes it into the run's folder."""
     ranks, path = job.ranks, job.folder.path / STALL
     say = print if ranks.first else ignore
     if not job.stall_s:
@@ -438,6 +450,52 @@ def report(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[s
         say(f"this run is complete; its stall report is {path}")
         return
     say("measuring supply and demand for the stall report")
+    if ranks.place.world == 1:
+        examine(job, trainer, clocks, path)
+    else:
+        compare_ranks(job, trainer, clocks, waits_s, path)
+
+
+def examine(job: Job, trainer: Trainer, clocks: stall.StepClocks, path: Path) -> None:
+    """Supply, demand and both together in turn, explained: stall.json (`path`) and report.html."""
+    feeds = {stage: partial(stage_sizes, job.shards, job.basis, job.feed, stage) for stage in get_args(Stage)}
+    stages = measure_rates(feeds, job.stall_s / STAGE_ROUNDS, STAGE_ROUNDS)
+    with TrainFeed(job.shards, job.basis, job.feed) as feed:
+        kept = [next(feed) for _ in range(REPLAYED)]
+        subject = subject_of(job, trainer)
+        observed = observe(feed, subject, kept, job.stall_s / DOCTOR_ROUNDS, job.feed.queue_depth + 1, DOCTOR_ROUNDS)
+    about = {"machine": machine(), "settings": asdict(job.feed), "manifest_sha256": job.shards.manifest_sha256}
+    found = find(stages, observed, setup_of(job), memory(), about, clocks=clocks)
+    write_atomically(path, json.dumps(found.record(), indent=1) + "\n")
+    write_atomically(path.with_name(REPORT), page(found, f"{job.folder.path.name}: {found.report.verdict}"))
+    print(f"\n{format_findings(found)}\n")
+
+
+def subject_of(job: Job, trainer: Trainer) -> Subject[Batch]:
+    """What trains, for the doctor: the loop's own step, and reading the loss as often as the loop does."""
+    losses: list[torch.Tensor] = []
+
+    def step(batch: Batch) -> None:
+        draws = DropoutDraws(0, len(losses))
+        losses.append(train_step(trainer.model, trainer.optimizer, batch, draws, job.loop.precision)[0])
+
+    def after(batch: Batch) -> None:
+        if len(losses) % job.loop.log_every == 0:
+            losses[-1].item()
+
+    settle = torch.cuda.synchronize if job.device.type == "cuda" else (lambda: None)
+    return Subject(lambda batch: len(batch.labels), step, settle, after)
+
+
+def setup_of(job: Job) -> Setup:
+    """What the feed works with."""
+    pixels = job.shards.index["width"].astype(np.int64) * job.shards.index["height"]
+    return Setup(job.feed.threads, job.feed.queue_depth, cores(), float(pixels.mean()) / STORED**2)
+
+
+def compare_ranks(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[str, float], path: Path) -> None:
+    """The same of several ranks together, by the run's own clocks, and what they wait for each other: stall.json."""
+    ranks = job.ranks
     with job.local_feed() as feed, closing(joined(feed, ranks)) as batches:
         kept: list[Batch] = [next(batches) for _ in range(REPLAYED)]
     demand = replay_rate(trainer.model, trainer.optimizer, kept, job.stall_s, job.loop.precision, trainer.towers)
@@ -448,13 +506,11 @@ def report(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[s
         "wait_s": stall.percentiles(clocks.waits_s),
         "step_s": stall.percentiles(clocks.steps_s),
         "ranks": {**asdict(ranks.place), "backend": ranks.backend, "shared_gpu": ranks.shared_gpu},
-        **(ranks_record(job, rates, clocks.steps + 1, waits_s) if ranks.place.world > 1 else {}),
+        **ranks_record(job, rates, clocks.steps + 1, waits_s),
     }
     if ranks.first:
         write_atomically(path, json.dumps(record, indent=1) + "\n")
-    say(f"\n{stall.format_report(found)}\n")
-    if ranks.place.world > 1:
-        say(f"{format_ranks(record)}\n")
+        print(f"\n{stall.format_report(found)}\n\n{format_ranks(record)}\n")
 
 
 def ranks_record(job: Job, rates: stall.FeedRates, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:
@@ -485,7 +541,7 @@ def feed_rates(job: Job) -> stall.FeedRates:
     here = replace(job.feed, batch=local_batch(job.feed.batch, place.world))
     feeds = {stage: partial(stage_sizes, job.shards, job.basis, here, stage) for stage in get_args(Stage)}
     ranks.any(False)  # so that all begin together
-    stages = measure_rates(feeds, job.stall_s / ROUNDS, ROUNDS)
+    stages = measure_rates(feeds, job.stall_s / STAGE_ROUNDS, STAGE_ROUNDS)
     rates = ranks.total(torch.tensor([stages[stage].img_s for stage in get_args(Stage)], dtype=torch.float64)).tolist()
     read, decoded, whole = rates
     return stall.FeedRates(read, decoded, whole, swapped_rate(job) if place.is_pair else whole)
@@ -498,7 +554,7 @@ def swapped_rate(job: Job) -> float:
         for _ in range(job.feed.queue_depth + 2):
             next(batches)
         started_s = time.perf_counter()
-        while ranks.any(time.perf_counter() - started_s < job.stall_s / ROUNDS):
+        while ranks.any(time.perf_counter() - started_s < job.stall_s / STAGE_ROUNDS):
             next(batches)
             batches_taken += 1
         wait_for(job.device)

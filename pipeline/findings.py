@@ -1,0 +1,170 @@
+"""All that the doctor has to say: measured rates, windows and clocks in, one record and one screen out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.causes import Cause, Evidence, cause_of
+from pipeline.doctor import Observed, Step
+from pipeline.intervals import Interval
+from pipeline.predict import Action, Load, actions, limits
+from pipeline.rates import Rate
+from pipeline.stall import AU_BAR, FeedRates, StallReport, StepClocks, diagnose, format_report, percentiles
+
+WAITING = 0.5  # of the time that reading takes: where it spends more off the processor, it waits for storage
+IDLE = 0.05  # cores: a trainer that takes fewer, as one that sleeps, leaves them all to the feed
+LIMITS = {
+    "storage": "reading",
+    "feed": "the CPU time of decoding and augmenting",
+    "trainer": "the training step",
+    "shared cores": "the cores that feed and trainer share",
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What was measured on: the feed's threads and queue, `cores` that this process may use, and `area`, the
+    pixels of a stored picture over those of its central square, in the mean."""
+
+    threads: int
+    queue_depth: int
+    cores: int
+    area: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """`limits` are img/s that each resource allows, lowest first. Waits are seconds of the real windows' steps, `run`
+    the same of the whole run where there was one, its first batch and epoch edges apart."""
+
+    report: StallReport
+    au: Interval
+    au_bar: float
+    cause: Cause
+    load: Load
+    stages: FeedRates
+    limits: dict[str, float]
+    actions: tuple[Action, ...]
+    first_wait_s: float
+    waits_s: dict[str, float]
+    steps_s: dict[str, float]
+    run: dict[str, Any]
+    cpu_cores: dict[str, float]
+    memory: dict[str, int]
+    fingerprint: dict[str, Any]
+    steps: tuple[Step, ...]
+
+    @property
+    def next_bottleneck(self) -> str:
+        """What would hold training up once the first is out of the way, in words."""
+        name, rate = list(self.limits.items())[1]
+        return f"{LIMITS[name]}, at {rate:,.0f} img/s"
+
+    def record(self) -> dict[str, Any]:
+        """For stall.json; the report's own entries stand at the top."""
+        rest = asdict(self)
+        del rest["report"], rest["steps"]
+        au = rest.pop("au")
+        return {**self.report.record(), "au_interval": au, **rest, "next_bottleneck": self.next_bottleneck}
+
+
+def find(
+    stages: Mapping[str, Rate],
+    observed: Observed,
+    setup: Setup,
+    memory: dict[str, int],
+    fingerprint: dict[str, Any],
+    au_bar: float = AU_BAR,
+    clocks: StepClocks | None = None,
+    warm_read: float | None = None,
+) -> Findings:
+    """Puts together what was measured: `stages` by "read", "decode" and "full", and windows in turn."""
+    apart = (stages["read"], stages["decode"], stages["full"])
+    rates = FeedRates(*(rate.img_s for rate in (*apart, apart[-1]))).scaled_to(observed.supply)
+    report = diagnose(rates, observed.demand, observed.clocks, au_bar)
+    load = load_of(apart, observed, setup, report, rates)
+    waits_s, steps_s = [step.wait_s for step in observed.steps], [step.step_s for step in observed.steps]
+    return Findings(
+        report,
+        observed.au,
+        au_bar,
+        cause_of(Evidence(report.verdict, load, (apart[0].batch_p50_s, apart[0].batch_p99_s), warm_read)),
+        load,
+        rates,
+        limits(load),
+        tuple(actions(load)),
+        observed.first_wait_s,
+        percentiles(waits_s),
+        percentiles(steps_s),
+        {} if clocks is None else run_record(clocks),
+        observed.real_cpu.cores(),
+        memory,
+        fingerprint,
+        observed.steps,
+    )
+
+
+def load_of(apart: Sequence[Rate], observed: Observed, setup: Setup, report: StallReport, rates: FeedRates) -> Load:
+    """CPU time by stage is shared out as the stages apart had it; all of it together is the windows' own."""
+    read_ms, decoded_ms, full_ms = (rate.cpu_ms_per_img for rate in apart)
+    scale = observed.feed_cpu_s / max(full_ms, 1e-9)
+    read_s = scale * min(read_ms, full_ms)
+    decode_s = scale * max(0.0, min(decoded_ms, full_ms) - read_ms)
+    waiting = 1 - apart[0].img_s * read_ms / 1000
+    bound = report.verdict == "input-bound: storage" or waiting > WAITING
+    return Load(
+        threads=setup.threads,
+        cores=float(setup.cores),
+        neighbours=observed.feed_cpu.cores()["neighbours"],
+        storage_s=1 / rates.read if bound else 0.0,
+        read_s=read_s,
+        decode_s=decode_s,
+        augment_s=max(0.0, observed.feed_cpu_s - read_s - decode_s),
+        trainer_s=observed.replay_cpu_s if observed.replay_cpu_s * observed.demand > IDLE else 0.0,
+        demand=observed.demand,
+        supply=observed.supply,
+        together=report.together,
+        area=setup.area,
+        queue_depth=setup.queue_depth,
+    )
+
+
+def run_record(clocks: StepClocks) -> dict[str, Any]:
+    """Of a whole run: img/s, waits and steps in seconds; the wait for its first batch and those at epochs' edges."""
+    total = clocks.total()
+    return {
+        "img_s": total.images / total.elapsed_s,
+        "first_wait_s": clocks.first_wait_s,
+        "edge_waits_s": percentiles(clocks.edge_waits_s) if clocks.edge_waits_s else None,
+        "waits_s": percentiles(clocks.waits_s),
+        "steps_s": percentiles(clocks.steps_s),
+    }
+
+
+def format_findings(found: Findings) -> str:
+    """One screen."""
+    waits, cores = found.waits_s, found.cpu_cores
+    lines = [
+        format_report(found.report),
+        f"AU         {found.au}; the bar is {found.au_bar:.0%}",
+        f"cause      {found.cause.name}: {found.cause.because}",
+        f"waits      p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
+        f" first batch {_ms(found.first_wait_s)}",
+        f"cores      feed {cores['feed']:.2f}, main {cores['main']:.2f}, others {cores['others']:.2f},"
+        f" neighbours {cores['neighbours']:.2f}, of {found.load.cores:g}",
+        f"memory     {found.memory['resident'] / 2**30:.2f} GiB resident, {found.memory['shared'] / 2**30:.2f} shared",
+    ]
+    if run := found.run:
+        lines.append(f"run        {run['img_s']:,.0f} img/s while it lasted; first batch {_ms(run['first_wait_s'])}")
+    if edges := found.run.get("edge_waits_s"):
+        lines.append(
+            f"edges      waits of the run where epochs began: p50 {_ms(edges['p50'])}, max {_ms(edges['max'])}"
+        )
+    lines += [f"action {n}   {action}" for n, action in enumerate(found.actions[:4], 1)]
+    return "\n".join([*lines, f"then       the next bottleneck is {found.next_bottleneck}"])
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"

@@ -1,0 +1,36 @@
+"""Where figures were measured: without it they cannot be compared."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def machine() -> dict[str, Any]:
+    """Cores (that this process may use, and all), CPU model, bytes of RAM, kernel."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cores_of_machine": os.cpu_count(),
+        "cpu": cpu_model(),
+        "ram_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def cpu_model() -> str:
+    """As /proc/cpuinfo names it; the architecture where it names none (ARM)."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def memory() -> dict[str, int]:
+    """Bytes now: resident and shared of this process (mapped shards are shared), and free on the machine."""
+    own = psutil.Process().memory_info()
+    return {"resident": own.rss, "shared": own.shared, "available": psutil.virtual_memory().available}

@@ -1,0 +1,191 @@
+"""What the doctor says of figures made up: each cause by its name, a record that adds up, a whole page.
+
+The same causes are planted for real, with real work on real clocks, by tests/long_planted_stalls.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from pipeline.causes import Evidence, cause_of
+from pipeline.cpu_groups import GROUPS, CpuUse
+from pipeline.doctor import Observed, Round, Step
+from pipeline.findings import Findings, Setup, find, format_findings
+from pipeline.rates import Rate
+from pipeline.report_html import page
+from pipeline.stall import PARTS, Clocks, StepClocks
+
+CORES = 4
+SETUP = Setup(threads=4, queue_depth=2, cores=CORES, area=1.4)
+TRAINER = 2000.0  # img/s
+WINDOW_S = 2.0
+MEMORY = {"resident": 1, "shared": 1}
+
+
+def rate(img_s: float, cpu_ms: float, p50_s: float = 0.01, p99_s: float = 0.012) -> Rate:
+    return Rate(img_s, img_s, img_s, cpu_ms, img_s * cpu_ms / 1000, (img_s,), p50_s, p99_s)
+
+
+def stages(read: Rate, decode_ms: float = 0.8, augment_ms: float = 0.2, threads: int = CORES) -> dict[str, Rate]:
+    """Rates of a feed whose work takes these CPU milliseconds on so many threads."""
+    decoded_ms, full_ms = read.cpu_ms_per_img + decode_ms, read.cpu_ms_per_img + decode_ms + augment_ms
+    decoded, full = (min(read.img_s, 1000 * min(threads, CORES) / ms) for ms in (decoded_ms, full_ms))
+    return {"read": read, "decode": rate(decoded, decoded_ms), "full": rate(full, full_ms)}
+
+
+def use(own: float, neighbours: float = 0.0) -> CpuUse:
+    """Cores in use, all by the feed's threads."""
+    return CpuUse(WINDOW_S, {**dict.fromkeys(GROUPS, 0.0), "feed": own * WINDOW_S}, 0.0, neighbours * WINDOW_S)
+
+
+def seen(
+    apart: dict[str, Rate],
+    supply: float | None = None,
+    demand: float = TRAINER,
+    wait_ms: float | None = None,
+    rest_ms: float = 0.0,
+    trainer_cores: float = 0.0,
+    neighbours: float = 0.0,
+) -> Observed:
+    """Windows of a trainer that waits as long as the feed's rate makes it, or for `wait_ms` an image."""
+    supply = apart["full"].img_s if supply is None else supply
+    step_s = 1 / demand
+    wait_s = max(0.0, 1 / supply - step_s) if wait_ms is None else wait_ms / 1000
+    turns = []
+    for n in range(5):
+        whole_s = (wait_s + step_s + rest_ms / 1000) * (1 + 0.001 * n)
+        images = round(WINDOW_S / whole_s)
+        turns.append(Round(demand, Clocks(images, images * wait_s, images * step_s, images * whole_s), supply))
+    steps = tuple(Step(n * 0.1, 128 * wait_s, 128 * step_s, 0.128 * rest_ms) for n in range(20))
+    feed = use(supply * apart["full"].cpu_ms_per_img / 1000, neighbours)
+    return Observed(tuple(turns), steps, 0.2, feed, use(trainer_cores, neighbours), feed)
+
+
+QUICK_READ = rate(60_000, 0.02)
+HEALTHY = stages(QUICK_READ)
+
+# name: (verdict, cause, stages, what `seen` is told, what the setup is, what else is known)
+PLANTED: dict[str, tuple[str, str, dict[str, Rate], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "none": ("compute-bound", "none", HEALTHY, {}, {}, {}),
+    "slow trainer": ("compute-bound", "none", HEALTHY, {"demand": 100.0}, {}, {}),
+    "slow storage": ("input-bound: storage", "slow storage", stages(rate(1000, 0.02)), {}, {}, {"warm_read": 1100}),
+    "cold cache": ("input-bound: storage", "cold cache", stages(rate(1000, 0.02)), {}, {}, {"warm_read": 60_000}),
+    "bursts": ("input-bound: storage", "bursts", stages(rate(1000, 0.02, 0.02, 0.9)), {}, {}, {}),
+    "few threads": (
+        "input-bound: decode",
+        "few threads",
+        stages(QUICK_READ, threads=1),
+        {},
+        {"threads": 1},
+        {},
+    ),
+    "large pictures": ("input-bound: decode", "large pictures", stages(QUICK_READ, 6.0), {}, {"area": 8.0}, {}),
+    "few cores": ("input-bound: decode", "few cores", stages(QUICK_READ, 3.0), {}, {}, {}),
+    "augmentation": ("input-bound: augment", "augmentation", stages(QUICK_READ, 0.8, 3.0), {}, {}, {}),
+    "neighbours": ("input-bound: decode", "neighbours", HEALTHY, {"supply": 1200.0, "neighbours": 2.5}, {}, {}),
+    "callback": ("unexplained", "callback", HEALTHY, {"rest_ms": 0.4}, {}, {}),
+    "short queue": ("contention", "short queue", HEALTHY, {"wait_ms": 0.1}, {"queue_depth": 1}, {}),
+    "shared cores": ("contention", "shared cores", HEALTHY, {"wait_ms": 0.1, "trainer_cores": 3.5}, {}, {}),
+}
+
+
+def found_for(name: str) -> Findings:
+    _, _, apart, told, setup, known = PLANTED[name]
+    return find(
+        apart, seen(apart, **told), replace(SETUP, **setup), {"resident": 1, "shared": 1}, {"cpu": "x"}, **known
+    )
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_cause_is_named(name: str):
+    verdict, cause, *_ = PLANTED[name]
+    found = found_for(name)
+    assert (found.report.verdict, found.cause.name) == (verdict, cause)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_record_is_json_and_adds_up(name: str):
+    """No infinity, nothing that JSON lacks; AU is 1 minus the parts and lies in its interval."""
+    found = found_for(name)
+    record = json.loads(json.dumps(found.record(), allow_nan=False))
+    assert record["au"] == pytest.approx(1 - sum(record["parts"].values()))
+    assert record["au_interval"]["low"] <= record["au_interval"]["mean"] <= record["au_interval"]["high"]
+    assert list(record["limits"].values()) == sorted(record["limits"].values())
+
+
+def test_a_slow_rank_is_named():
+    load = found_for("few cores").load
+    cause = cause_of(Evidence("input-bound: decode", load, rank_supplies=(2000, 2010, 900, 1990)))
+    assert (cause.name, "rank 2" in cause.because) == ("slow rank", True)
+
+
+def test_the_first_action_against_few_threads_is_more_of_them():
+    first = found_for("few threads").actions[0]
+    assert first.settings == {"threads": CORES}
+    assert first.supply == pytest.approx(CORES * found_for("few threads").report.supply)
+
+
+def test_no_action_where_training_does_not_wait():
+    assert found_for("none").actions == ()
+
+
+def test_the_screen_fits():
+    """At most 40 lines of 120 columns, with verdict, interval, cause, waits, actions and the next bottleneck."""
+    text = format_findings(found_for("few threads"))
+    lines = text.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
+    for words in (*PARTS, "95% within", "few threads", "p99", "--threads 4: predicted", "the next bottleneck is"):
+        assert words in text
+
+
+def test_a_run_s_first_batch_and_edges_stand_apart():
+    clocks = StepClocks()
+    for wait_s, edge in ((9.0, True), (0.01, False), (0.5, True), (0.01, False)):
+        clocks.add(8, wait_s, 0.1, 0.1 + wait_s, edge)
+    _, _, apart, told, *_ = PLANTED["none"]
+    found = find(apart, seen(apart, **told), SETUP, MEMORY, {}, clocks=clocks)
+    assert found.run["first_wait_s"] == 9.0
+    assert found.run["edge_waits_s"]["max"] == 0.5
+    assert "500.0 ms" in format_findings(found)
+
+
+class _Checked(HTMLParser):
+    """Fails on what does not close, and collects tags and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_page_is_whole_and_needs_nothing_else(name: str):
+    """Every tag closes; no script, no link, no address; every bar is as long as its figure says, and none leaves."""
+    found = found_for(name)
+    text = page(found, 'a <title> & "more"')
+    checked = _Checked()
+    checked.feed(text)
+    assert not checked.open
+    assert not checked.links and "script" not in checked.tags and "http" not in text and "url(" not in text
+    assert found.report.verdict in text and "a &lt;title&gt; &amp; " in text
+    widths = [float(width) for width in re.findall(r'<rect[^>]* width="([-\d.]+)"', text)]
+    assert len(widths) > len(PARTS) and all(0 <= width <= 860 for width in widths)

@@ -1,0 +1,101 @@
+"""The model behind the predictions: its laws, and loads whose answer can be worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.predict import Load, actions, limits, model_together, predicted_supply, predicted_together
+
+FAST = Load(
+    threads=4,
+    cores=4,
+    neighbours=0,
+    storage_s=0.0,
+    read_s=0.00002,
+    decode_s=0.0004,
+    augment_s=0.00008,
+    trainer_s=0,
+    demand=20000,
+    supply=7200,  # of 8,000 by the model
+    together=7000,
+)
+
+
+def drawn(seed: int) -> Load:
+    """Any load at all."""
+    rng = np.random.default_rng(seed)
+    seconds = rng.uniform(1e-5, 1e-3, 5).tolist()
+    return Load(int(rng.integers(1, 9)), 8.0, rng.uniform(0, 4), *seconds, *rng.uniform(500, 5000, 3).tolist())
+
+
+def test_half_the_threads_give_half_of_what_was_measured():
+    """supply(threads) goes with min(threads, cores): 7,200 from 4 threads is 3,600 from 2, and no more from 8."""
+    assert predicted_supply(FAST, replace(FAST, threads=2)) == pytest.approx(3600)
+    assert predicted_supply(FAST, replace(FAST, threads=8)) == pytest.approx(7200)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_change_predicts_no_change(seed: int):
+    load = drawn(seed)
+    assert predicted_supply(load, load) == pytest.approx(load.supply)
+    assert predicted_together(load, load) == pytest.approx(min(load.together, load.supply, load.demand))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_help_never_hurts(seed: int):
+    """More threads, more cores, cheaper work or faster storage: the model never gives less."""
+    load = drawn(seed)
+    for better in (
+        {"threads": load.threads + 1},
+        {"cores": load.cores + 1},
+        {"decode_s": load.decode_s / 2},
+        {"storage_s": load.storage_s / 2},
+        {"neighbours": 0.0},
+        {"demand": load.demand * 2},
+    ):
+        assert model_together(replace(load, **better)) >= model_together(load)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_actions_are_ranked_and_worth_it(seed: int):
+    load = replace(drawn(seed), together=100.0, area=1.4)
+    found = actions(load)
+    assert all(action.together > load.together for action in found)
+    assert found == sorted(found, key=lambda action: (not action.settings, -action.together))
+
+
+def test_a_feed_with_too_few_threads_is_told_so():
+    load = replace(FAST, threads=1, supply=1900, together=1850)
+    first = actions(load)[0]
+    assert (first.settings, round(first.supply)) == ({"threads": 4}, 7600)
+    assert str(first).startswith("--threads 4: predicted 7,")
+
+
+def test_a_starving_gpu_wants_cores():
+    """20,000 img/s at 0.5 ms are 10 cores; 6 more than there are."""
+    assert actions(FAST)[0].text == "6 more cores, --threads 10"
+
+
+def test_the_next_bottleneck_is_the_next_limit():
+    """Storage allows 5,000, the feed's CPU 8,000, the trainer 20,000: in that order."""
+    assert list(limits(replace(FAST, storage_s=0.0002))) == ["storage", "feed", "trainer"]
+
+
+def test_work_on_shared_cores_adds_up():
+    """Two cores, 1.2 ms of training and 0.5 ms of feeding: 1,176 img/s, the feed being able to give 4,000."""
+    load = replace(FAST, cores=2, trainer_s=0.0012, demand=1666)
+    assert model_together(load) == pytest.approx(2 / 0.0017)
+    assert next(iter(limits(load))) == "shared cores"
+
+
+def test_a_feed_without_a_trainer_is_predicted_alone():
+    load = replace(FAST, threads=2, demand=float("inf"), supply=3500, together=3500)
+    assert str(actions(load)[0]) == "--threads 4: predicted 7,000 img/s of the feed alone"
+
+
+def test_a_fast_trainer_s_run_has_nothing_to_gain():
+    """A trainer that the feed outruns: no change of the feed is proposed."""
+    assert actions(replace(FAST, demand=1000, together=995)) == []
