@@ -11,7 +11,16 @@ from pipeline.doctor import Observed, Step
 from pipeline.intervals import Interval
 from pipeline.predict import Action, Load, actions, limits
 from pipeline.rates import Rate
-from pipeline.stall import AU_BAR, FeedRates, StallReport, StepClocks, diagnose, format_report, percentiles
+from pipeline.stall import (
+    AU_BAR,
+    FeedRates,
+    StallReport,
+    StepClocks,
+    clock_cost_s,
+    diagnose,
+    format_report,
+    percentiles,
+)
 
 WAITING = 0.5  # of the time that reading takes: where it spends more off the processor, it waits for storage
 IDLE = 0.05  # cores: a trainer that takes fewer, as one that sleeps, leaves them all to the feed
@@ -132,10 +141,12 @@ def load_of(apart: Sequence[Rate], observed: Observed, setup: Setup, report: Sta
 
 
 def run_record(clocks: StepClocks) -> dict[str, Any]:
-    """Of a whole run: img/s, waits and steps in seconds; the wait for its first batch and those at epochs' edges."""
+    """Of a whole run: img/s, the share of its time that the clocks cost, waits and steps in seconds; the wait for its
+    first batch and those at epochs' edges."""
     total = clocks.total()
     return {
         "img_s": total.images / total.elapsed_s,
+        "clocks_share": clock_cost_s() * clocks.steps / total.elapsed_s,
         "first_wait_s": clocks.first_wait_s,
         "edge_waits_s": percentiles(clocks.edge_waits_s) if clocks.edge_waits_s else None,
         "waits_s": percentiles(clocks.waits_s),
@@ -157,7 +168,10 @@ def format_findings(found: Findings) -> str:
         f"memory     {found.memory['resident'] / 2**30:.2f} GiB resident, {found.memory['shared'] / 2**30:.2f} shared",
     ]
     if run := found.run:
-        lines.append(f"run        {run['img_s']:,.0f} img/s while it lasted; first batch {_ms(run['first_wait_s'])}")
+        lines.append(
+            f"run        {run['img_s']:,.0f} img/s while it lasted; first batch {_ms(run['first_wait_s'])};"
+            f" its clocks took {run['clocks_share']:.4%}"
+        )
     if edges := found.run.get("edge_waits_s"):
         lines.append(
             f"edges      waits of the run where epochs began: p50 {_ms(edges['p50'])}, max {_ms(edges['max'])}"

@@ -10,6 +10,7 @@ the rate measured together. Rates are img/s of all ranks together, times seconds
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,6 +84,15 @@ class StepClocks:
     def total(self) -> Clocks:
         """The sums."""
         return Clocks(self.images, sum(self.waits_s), sum(self.steps_s), sum(self._loops_s))
+
+
+def clock_cost_s(steps: int = 2000) -> float:
+    """Seconds that the clocks themselves cost a step: reading the time three times, and StepClocks."""
+    clocks, started_s = StepClocks(), time.perf_counter()
+    for _ in range(steps):
+        begun_s, got_s, ended_s = time.perf_counter(), time.perf_counter(), time.perf_counter()
+        clocks.add(1, got_s - begun_s, ended_s - got_s, ended_s - begun_s)
+    return (time.perf_counter() - started_s) / steps
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,7 @@ def test_a_run_s_first_batch_and_edges_stand_apart():
     found = find(apart, seen(apart, **told), SETUP, MEMORY, {}, clocks=clocks)
     assert found.run["first_wait_s"] == 9.0
     assert found.run["edge_waits_s"]["max"] == 0.5
+    assert f"{found.run['clocks_share']:.4%}" in format_findings(found)
     assert "500.0 ms" in format_findings(found)
 
 
