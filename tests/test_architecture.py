@@ -25,7 +25,6 @@ MAY_USE = {
     "pipeline/doctor.py": set(),
     "pipeline/findings.py": set(),
     "pipeline/intervals.py": {"numpy", "scipy"},
-    "pipeline/page_cache.py": {"numpy"},
     "pipeline/predict.py": set(),
     "pipeline/report_html.py": set(),
     "pipeline/tuning.py": set(),
