@@ -333,7 +333,7 @@ def _places(shards: ShardSet, ids: Ids, left: Ids, top: Ids) -> dict[str, NDArra
 def residual_of(basis: Eigenbasis, mean: Mean) -> NDArray[np.float32]:
     """What the mean has beyond the channel means: float32 (3, 224, 224), zeros for "channel"."""
     beyond = mean_of(basis, mean) - mean_of(basis, "channel")
-    return np.ascontiguousarray(np.broadcast_to(beyond, (3, CROP, CROP)))
+    return np.array(np.broadcast_to(beyond, (3, CROP, CROP)), order="C")
 
 
 def _inputs(
