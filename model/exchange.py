@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.alexnet import TOWERS, Arriving, NetSpec, layer_table
+from model.batch import Batch
 from model.ranks import ALONE, Flight, Place, Ranks
 from model.recipe import SOURCE2012, Recipe
 
@@ -216,30 +217,6 @@ class _GradientSums:
             bucket.flat, bucket.flight, bucket.ready = None, None, 0
 
 
-class LocalBatch(Protocol):
-    """A batch as a feed makes it for one rank."""
-
-    @property
-    def images(self) -> Tensor:
-        """(n, ...)."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """(n,) int64."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that it belongs to."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """Its place in the epoch."""
-        ...
-
-
 @dataclass(frozen=True)
 class PairBatch:
     """The rows of both ranks of a pair, tower 0's first: what one rank alone would have had."""
@@ -250,7 +227,7 @@ class PairBatch:
     step: int
 
 
-def joined(batches: Iterator[LocalBatch], ranks: Ranks, uneven: bool = False) -> Generator[LocalBatch]:
+def joined(batches: Iterator[Batch], ranks: Ranks, uneven: bool = False) -> Generator[Batch]:
     """The batches of a pair, of which each rank decoded half: halves are swapped between the devices, each while the
     step before is taken. `uneven` where the halves may differ by a row. Without a pair: `batches` themselves.
 
@@ -278,7 +255,7 @@ def joined(batches: Iterator[LocalBatch], ranks: Ranks, uneven: bool = False) ->
 class _Halves:
     """One batch while its halves are on their way."""
 
-    def __init__(self, batch: LocalBatch, ranks: Ranks, uneven: bool) -> None:
+    def __init__(self, batch: Batch, ranks: Ranks, uneven: bool) -> None:
         mine = len(batch.labels)
         others = ranks.peer_rows(mine) if uneven else mine
         own, other = (slice(0, mine), slice(mine, mine + others))

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.alexnet import AlexNet, DropoutDraws
+from model.batch import Batch
 from model.checkpoint import TrainState
 from model.exchange import TowerExchange
 from model.optim import Momentum2012, set_rates
@@ -26,30 +27,6 @@ from model.recipe import rates
 
 PRECISIONS = ("float32", "bfloat16")
 ALONE = TowerExchange()  # of a rank that has both towers and all rows
-
-
-class Batch(Protocol):
-    """What the loop needs of a batch."""
-
-    @property
-    def images(self) -> Tensor:
-        """(N, 3, 224, 224); for evaluation (N, views, 3, 224, 224)."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,) int64."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the batch belongs to."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """Its place in the epoch."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ MAY_USE = {
     "pipeline/eigenbasis.py": {"numpy", "PIL"},
     "pipeline/stall.py": {"numpy", "psutil"},
     "model/recipe.py": set(),
+    "model/batch.py": {"torch"},
     "model/alexnet.py": {"torch"},
     "model/optim.py": {"torch"},
     "model/ranks.py": {"torch"},

@@ -36,6 +36,7 @@ from cli import Progress, cores, run
 
 from model import checkpoint, recipe
 from model.alexnet import AlexNet, DropoutDraws, NetSpec, layer_table
+from model.batch import Batch
 from model.checkpoint import TrainState
 from model.exchange import TowerExchange, joined, step_bytes
 from model.optim import Momentum2012
@@ -43,7 +44,6 @@ from model.ranks import Layout, Ranks, cores_here, no_mark, ranks_here, restarts
 from model.runs import STALL, RunFolder, write_atomically
 from model.trainer import (
     PRECISIONS,
-    Batch,
     Diverged,
     Hooks,
     LoopSettings,
