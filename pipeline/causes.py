@@ -18,14 +18,12 @@ OWN_CORES = 0.3  # cores: a trainer that takes fewer hardly gets into the feed's
 
 @dataclass(frozen=True)
 class Evidence:
-    """What rules look at. `batch_s`: seconds of a batch of reading alone, the median and the 99th
-    percentile; `warm_read`: img/s of reading what is in
-    memory (None: not measured); `rank_supplies`: img/s of every rank's feed (one, where there is one rank)."""
+    """What rules look at. `batch_s`: seconds of a batch of reading alone, the median and the 99th percentile;
+    `rank_supplies`: img/s of every rank's feed (one, where there is one rank)."""
 
     verdict: str
     load: Load
     batch_s: tuple[float, float] | None = None
-    warm_read: float | None = None
     rank_supplies: Sequence[float] = ()
 
 
@@ -70,9 +68,12 @@ def _storage(e: Evidence) -> Cause:
         p50, p99 = e.batch_s
         if p99 > BURSTY * p50:
             return Cause("bursts", f"a batch is read in {1000 * p50:.0f} ms, one in a hundred in {1000 * p99:.0f}")
-    if e.warm_read is not None and e.load.storage_s * e.warm_read > COLD:
-        return Cause("cold cache", f"what is in memory is read at {e.warm_read:,.0f} img/s")
-    return Cause("slow storage", f"reading takes {1000 * e.load.storage_s:.2f} ms an image")
+    slow = f"reading takes {1000 * e.load.storage_s:.2f} ms an image"
+    if not e.load.fits:
+        return Cause("slow storage", f"{slow}, and memory is too small for the set")
+    if e.load.storage_s > COLD * e.load.warm_s:
+        return Cause("cold cache", f"{slow}, {1000 * e.load.warm_s:.2f} ms from memory, which has room for the set")
+    return Cause("slow storage", f"{slow}, and reading it again is no faster")
 
 
 def _contention(e: Evidence) -> Cause:

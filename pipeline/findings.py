@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from pipeline.causes import Cause, Evidence, cause_of
 from pipeline.doctor import Observed, Step
 from pipeline.intervals import Interval
 from pipeline.predict import Action, Load, actions, limits
-from pipeline.rates import Rate
+from pipeline.stages import StageRates, storage_in_words
 from pipeline.stall import (
     AU_BAR,
     FeedRates,
@@ -45,8 +44,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Findings:
-    """`limits` are img/s that each resource allows, lowest first. Waits are seconds of the real windows' steps, `run`
-    the same of the whole run where there was one, its first batch and epoch edges apart."""
+    """`limits` are img/s that each resource allows, lowest first. `storage`: the set's bytes, which share of it was in
+    memory before (None: unknown), img/s of reading it as it was, and from memory. Waits are seconds of the real
+    windows' steps, `run` the same of the whole run where there was one, its first batch and epoch edges apart."""
 
     report: StallReport
     au: Interval
@@ -54,6 +54,7 @@ class Findings:
     cause: Cause
     load: Load
     stages: FeedRates
+    storage: dict[str, Any]
     limits: dict[str, float]
     actions: tuple[Action, ...]
     first_wait_s: float
@@ -80,28 +81,28 @@ class Findings:
 
 
 def find(
-    stages: Mapping[str, Rate],
+    stages: StageRates,
     observed: Observed,
     setup: Setup,
     memory: dict[str, int],
     fingerprint: dict[str, Any],
     au_bar: float = AU_BAR,
     clocks: StepClocks | None = None,
-    warm_read: float | None = None,
 ) -> Findings:
-    """Puts together what was measured: `stages` by "read", "decode" and "full", and windows in turn."""
-    apart = (stages["read"], stages["decode"], stages["full"])
+    """Puts together what was measured: the feed's stages, and windows in turn."""
+    apart = (stages.read, stages.decode, stages.full)
     rates = FeedRates(*(rate.img_s for rate in (*apart, apart[-1]))).scaled_to(observed.supply)
     report = diagnose(rates, observed.demand, observed.clocks, au_bar)
-    load = load_of(apart, observed, setup, report, rates)
+    load = load_of(stages, observed, setup, report, rates, stages.set_bytes < memory["available"])
     waits_s, steps_s = [step.wait_s for step in observed.steps], [step.step_s for step in observed.steps]
     return Findings(
         report,
         observed.au,
         au_bar,
-        cause_of(Evidence(report.verdict, load, (apart[0].batch_p50_s, apart[0].batch_p99_s), warm_read)),
+        cause_of(Evidence(report.verdict, load, (stages.read.batch_p50_s, stages.read.batch_p99_s))),
         load,
         rates,
+        stages.storage,
         limits(load),
         tuple(actions(load)),
         observed.first_wait_s,
@@ -115,13 +116,15 @@ def find(
     )
 
 
-def load_of(apart: Sequence[Rate], observed: Observed, setup: Setup, report: StallReport, rates: FeedRates) -> Load:
+def load_of(
+    stages: StageRates, observed: Observed, setup: Setup, report: StallReport, rates: FeedRates, fits: bool
+) -> Load:
     """CPU time by stage is shared out as the stages apart had it; all of it together is the windows' own."""
-    read_ms, decoded_ms, full_ms = (rate.cpu_ms_per_img for rate in apart)
+    read_ms, decoded_ms, full_ms = (r.cpu_ms_per_img for r in (stages.read, stages.decode, stages.full))
     scale = observed.feed_cpu_s / max(full_ms, 1e-9)
     read_s = scale * min(read_ms, full_ms)
     decode_s = scale * max(0.0, min(decoded_ms, full_ms) - read_ms)
-    waiting = 1 - apart[0].img_s * read_ms / 1000
+    waiting = 1 - stages.read.img_s * read_ms / 1000
     bound = report.verdict == "input-bound: storage" or waiting > WAITING
     return Load(
         threads=setup.threads,
@@ -137,6 +140,8 @@ def load_of(apart: Sequence[Rate], observed: Observed, setup: Setup, report: Sta
         together=report.together,
         area=setup.area,
         queue_depth=setup.queue_depth,
+        warm_s=1 / stages.reread.img_s,
+        fits=fits,
     )
 
 
@@ -161,6 +166,7 @@ def format_findings(found: Findings) -> str:
         format_report(found.report),
         f"AU         {found.au}; the bar is {found.au_bar:.0%}",
         f"cause      {found.cause.name}: {found.cause.because}",
+        f"storage    {storage_in_words(found.storage)}",
         f"waits      p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
         f" first batch {_ms(found.first_wait_s)}",
         f"cores      feed {cores['feed']:.2f}, main {cores['main']:.2f}, others {cores['others']:.2f},"

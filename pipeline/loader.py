@@ -188,15 +188,17 @@ def view_feed(
         yield Batch(torch.empty(0, views, 3, CROP, CROP, device=settings.device), none, none, 0, step)
 
 
-def stage_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stage: Stage) -> Iterator[Ids]:
+def stage_feed(
+    shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stage: Stage, start_step: int = 0
+) -> Iterator[Ids]:
     """For timing: `TrainFeed`'s batches, endlessly, done as far as `stage`; only their sample ids (N,) are given."""
     if stage == "full":
-        with TrainFeed(shards, basis, settings) as feed:
+        with TrainFeed(shards, basis, settings, start_step=start_step) as feed:
             while True:
                 yield next(feed).ids.numpy(force=True)
     graph = partial(train_graph, _engine(settings, settings.batch), stage)
     plan = _Plan(shards, basis, settings)
-    runner = _Runner(graph, shards, plan.work(), settings.queue_depth, plan.mended)
+    runner = _Runner(graph, shards, plan.work(0, start_step), settings.queue_depth, plan.mended)
     try:
         while True:
             _, (_, tags) = runner.next(None)
@@ -205,9 +207,11 @@ def stage_feed(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stag
         runner.close()
 
 
-def stage_sizes(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stage: Stage) -> Iterator[int]:
+def stage_sizes(
+    shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, stage: Stage, start_step: int = 0
+) -> Iterator[int]:
     """Batch sizes of `stage_feed`, which is what `measure_rates` counts."""
-    return (len(ids) for ids in stage_feed(shards, basis, settings, stage))
+    return (len(ids) for ids in stage_feed(shards, basis, settings, stage, start_step))
 
 
 # ---- what to do -------------------------------------------------------------------------------------------------

@@ -54,6 +54,12 @@ class ShuffleQuality:
     shards: float
     labels: float
 
+    def __str__(self) -> str:
+        return (
+            f"neighbours {self.distance:.2f} as far apart, {self.shards:.2f} as many shards and"
+            f" {self.labels:.2f} as many classes in a batch as in a uniform shuffle"
+        )
+
 
 def shuffle_quality(order: NDArray[np.int64], shards: NDArray[Any], labels: NDArray[Any], batch: int) -> ShuffleQuality:
     """The quality of an epoch's `order` (N,), N >= 2, in global batches of `batch`; `shards` and `labels` (N,) by id.

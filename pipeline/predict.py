@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from typing import Any, Literal
+
+Change = Literal["threads", "square", "memory", "neighbours", "cores"]
 
 WORTH = 1.02  # a gain of less is not worth a line
 # A square set spares half of what its pictures have fewer pixels: entropy decoding goes over whole rows, the rest only
@@ -24,8 +26,9 @@ SQUARE_SPARES = 0.5
 class Load:
     """What images cost, and what there is to pay with. `demand` is infinite where nobody trains.
 
-    Seconds are per image: `storage_s` of the clock, the others of CPU time. `area` is the pixels of a stored picture
-    over those of its central square, in the mean; `together` was measured.
+    Seconds are per image: `storage_s` of the clock, from memory `warm_s`; the others of CPU time. `fits`: the set, into
+    the memory that is free. `area` is the pixels of a stored picture over those of its central square, in the mean;
+    `together` was measured.
     """
 
     threads: int
@@ -41,6 +44,8 @@ class Load:
     together: float
     area: float = 1.0
     queue_depth: int = 2
+    warm_s: float = 0.0
+    fits: bool = True
 
     @property
     def feed_s(self) -> float:
@@ -90,6 +95,7 @@ class Action:
     """A change and what it would bring. `settings` are those of the feed that make it, empty where it takes more than
     settings; `supply` and `together` are predictions."""
 
+    change: Change
     text: str
     settings: dict[str, Any]
     supply: float
@@ -103,7 +109,7 @@ class Action:
 
 def actions(load: Load) -> list[Action]:
     """Changes worth making: settings, which cost nothing, before everything else; then the greatest gain first."""
-    found = [_action(load, after, text, settings) for text, settings, after in _changes(load)]
+    found = [_action(load, *change) for change in _changes(load)]
     fitting = load.demand == float("inf")
     now = load.supply if fitting else load.together
     gains = [(action, action.supply if fitting else action.together) for action in found]
@@ -111,26 +117,28 @@ def actions(load: Load) -> list[Action]:
     return [action for action, _ in sorted(worth, key=lambda pair: (not pair[0].settings, -pair[1]))]
 
 
-def _action(before: Load, after: Load, text: str, settings: dict[str, Any]) -> Action:
+def _action(before: Load, change: Change, text: str, settings: dict[str, Any], after: Load) -> Action:
     together = float("inf") if before.demand == float("inf") else predicted_together(before, after)
-    return Action(text, settings, predicted_supply(before, after), together)
+    return Action(change, text, settings, predicted_supply(before, after), together)
 
 
-def _changes(load: Load) -> list[tuple[str, dict[str, Any], Load]]:
-    """Everything that could be changed: how it is said, the feed's settings for it, the load after."""
-    found: list[tuple[str, dict[str, Any], Load]] = []
+def _changes(load: Load) -> list[tuple[Change, str, dict[str, Any], Load]]:
+    """Everything that could be changed: what it is, how it is said, the feed's settings for it, the load after."""
+    found: list[tuple[Change, str, dict[str, Any], Load]] = []
     threads = ceil(load.cores)
     if threads > load.threads:
-        found.append((f"--threads {threads}", {"threads": threads}, replace(load, threads=threads)))
+        found.append(("threads", f"--threads {threads}", {"threads": threads}, replace(load, threads=threads)))
     if load.area > 1:
         spared = SQUARE_SPARES * (1 - 1 / load.area)
-        found.append(("shard with --stored square", {}, replace(load, decode_s=load.decode_s * (1 - spared))))
+        after = replace(load, decode_s=load.decode_s * (1 - spared))
+        found.append(("square", "shard with --stored square", {}, after))
     if load.storage_s:
-        found.append(("a faster disk, or the shards in memory", {}, replace(load, storage_s=0.0)))
+        text = "read the set into memory first, it fits" if load.fits else "a faster disk, or memory for the set"
+        found.append(("memory", text, {}, replace(load, storage_s=load.warm_s)))
     if load.neighbours >= 0.1:
-        found.append(("stop what else runs on these cores", {}, replace(load, neighbours=0.0)))
+        found.append(("neighbours", "stop what else runs on these cores", {}, replace(load, neighbours=0.0)))
     if load.demand < float("inf"):
         lacking = max(1, ceil(load.demand * (load.feed_s + load.trainer_s) - load.free))
         more = replace(load, cores=load.cores + lacking, threads=load.threads + lacking)
-        found.append((f"{lacking} more core{'s' * (lacking > 1)}, --threads {more.threads}", {}, more))
+        found.append(("cores", f"{lacking} more core{'s' * (lacking > 1)}, --threads {more.threads}", {}, more))
     return found

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
@@ -305,6 +306,16 @@ class ShardSet:
         rows = self.index[ids]
         shards, starts, sizes = rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist()
         return [tars[s][o : o + n] for s, o, n in zip(shards, starts, sizes, strict=True)]
+
+    def part(self, ids: np.ndarray) -> ShardSet:
+        """A set of these samples only, of the same files; their own ids count from 0."""
+        part = copy(self)
+        part.index = self.index[ids]
+        return part
+
+    def unmap(self) -> None:
+        """Lets the mapped tars go; they are mapped again when they are asked for."""
+        self.__dict__.pop("_bytes", None)
 
     def key(self, sample_id: int) -> str:
         """The sample's key, from the tar header that stands before its bytes."""

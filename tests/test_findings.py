@@ -19,24 +19,30 @@ from pipeline.doctor import Observed, Round, Step
 from pipeline.findings import Findings, Setup, find, format_findings
 from pipeline.rates import Rate
 from pipeline.report_html import page
+from pipeline.stages import StageRates
 from pipeline.stall import PARTS, Clocks, StepClocks
 
 CORES = 4
 SETUP = Setup(threads=4, queue_depth=2, cores=CORES, area=1.4)
 TRAINER = 2000.0  # img/s
 WINDOW_S = 2.0
-MEMORY = {"resident": 1, "shared": 1}
+SET_BYTES = 10**9
+MEMORY = {"resident": 1, "shared": 1, "available": 2 * SET_BYTES}
+FULL = {**MEMORY, "available": SET_BYTES // 2}
 
 
 def rate(img_s: float, cpu_ms: float, p50_s: float = 0.01, p99_s: float = 0.012) -> Rate:
     return Rate(img_s, img_s, img_s, cpu_ms, img_s * cpu_ms / 1000, (img_s,), p50_s, p99_s)
 
 
-def stages(read: Rate, decode_ms: float = 0.8, augment_ms: float = 0.2, threads: int = CORES) -> dict[str, Rate]:
-    """Rates of a feed whose work takes these CPU milliseconds on so many threads."""
+def stages(
+    read: Rate, decode_ms: float = 0.8, augment_ms: float = 0.2, threads: int = CORES, reread: float = 0.0
+) -> StageRates:
+    """Rates of a feed whose work takes these CPU milliseconds on so many threads; as fast from memory unless said."""
     decoded_ms, full_ms = read.cpu_ms_per_img + decode_ms, read.cpu_ms_per_img + decode_ms + augment_ms
     decoded, full = (min(read.img_s, 1000 * min(threads, CORES) / ms) for ms in (decoded_ms, full_ms))
-    return {"read": read, "decode": rate(decoded, decoded_ms), "full": rate(full, full_ms)}
+    again = rate(reread or read.img_s, 0.02)
+    return StageRates(read, rate(decoded, decoded_ms), rate(full, full_ms), again, None, SET_BYTES)
 
 
 def use(own: float, neighbours: float = 0.0) -> CpuUse:
@@ -45,7 +51,7 @@ def use(own: float, neighbours: float = 0.0) -> CpuUse:
 
 
 def seen(
-    apart: dict[str, Rate],
+    apart: StageRates,
     supply: float | None = None,
     demand: float = TRAINER,
     wait_ms: float | None = None,
@@ -54,7 +60,7 @@ def seen(
     neighbours: float = 0.0,
 ) -> Observed:
     """Windows of a trainer that waits as long as the feed's rate makes it, or for `wait_ms` an image."""
-    supply = apart["full"].img_s if supply is None else supply
+    supply = apart.full.img_s if supply is None else supply
     step_s = 1 / demand
     wait_s = max(0.0, 1 / supply - step_s) if wait_ms is None else wait_ms / 1000
     turns = []
@@ -63,19 +69,20 @@ def seen(
         images = round(WINDOW_S / whole_s)
         turns.append(Round(demand, Clocks(images, images * wait_s, images * step_s, images * whole_s), supply))
     steps = tuple(Step(n * 0.1, 128 * wait_s, 128 * step_s, 0.128 * rest_ms) for n in range(20))
-    feed = use(supply * apart["full"].cpu_ms_per_img / 1000, neighbours)
+    feed = use(supply * apart.full.cpu_ms_per_img / 1000, neighbours)
     return Observed(tuple(turns), steps, 0.2, feed, use(trainer_cores, neighbours), feed)
 
 
-QUICK_READ = rate(60_000, 0.02)
+QUICK_READ, SLOW_READ = rate(60_000, 0.02), rate(1000, 0.02)
 HEALTHY = stages(QUICK_READ)
 
 # name: (verdict, cause, stages, what `seen` is told, what the setup is, what else is known)
-PLANTED: dict[str, tuple[str, str, dict[str, Rate], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+PLANTED: dict[str, tuple[str, str, StageRates, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "none": ("compute-bound", "none", HEALTHY, {}, {}, {}),
     "slow trainer": ("compute-bound", "none", HEALTHY, {"demand": 100.0}, {}, {}),
-    "slow storage": ("input-bound: storage", "slow storage", stages(rate(1000, 0.02)), {}, {}, {"warm_read": 1100}),
-    "cold cache": ("input-bound: storage", "cold cache", stages(rate(1000, 0.02)), {}, {}, {"warm_read": 60_000}),
+    "slow storage": ("input-bound: storage", "slow storage", stages(SLOW_READ, reread=1100), {}, {}, {}),
+    "cold cache": ("input-bound: storage", "cold cache", stages(SLOW_READ, reread=60_000), {}, {}, {}),
+    "large set": ("input-bound: storage", "slow storage", stages(SLOW_READ, reread=60_000), {}, {}, {"memory": FULL}),
     "bursts": ("input-bound: storage", "bursts", stages(rate(1000, 0.02, 0.02, 0.9)), {}, {}, {}),
     "few threads": (
         "input-bound: decode",
@@ -97,9 +104,8 @@ PLANTED: dict[str, tuple[str, str, dict[str, Rate], dict[str, Any], dict[str, An
 
 def found_for(name: str) -> Findings:
     _, _, apart, told, setup, known = PLANTED[name]
-    return find(
-        apart, seen(apart, **told), replace(SETUP, **setup), {"resident": 1, "shared": 1}, {"cpu": "x"}, **known
-    )
+    memory = known.get("memory", MEMORY)
+    return find(apart, seen(apart, **told), replace(SETUP, **setup), memory, {"cpu": "x"})
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -129,6 +135,14 @@ def test_the_first_action_against_few_threads_is_more_of_them():
     first = found_for("few threads").actions[0]
     assert first.settings == {"threads": CORES}
     assert first.supply == pytest.approx(CORES * found_for("few threads").report.supply)
+
+
+def test_a_cold_set_that_fits_is_read_into_memory_first():
+    """Storage gave 1,000 img/s; without it the feed gives what its CPU does, and the trainer takes its 2,000."""
+    cold, large = (next(a for a in found_for(n).actions if a.change == "memory") for n in ("cold cache", "large set"))
+    assert cold.text == "read the set into memory first, it fits"
+    assert cold.together == pytest.approx(TRAINER, rel=0.01)
+    assert "memory for the set" in large.text
 
 
 def test_no_action_where_training_does_not_wait():

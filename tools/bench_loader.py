@@ -1,9 +1,11 @@
 """How fast the feed is and where its time goes: reading, decoding, and the whole, in img/s and CPU time.
 
-    python tools/bench_loader.py SHARDS [--device cpu|cuda] [--batch N] [--threads N] [--seconds S] [--json FILE]
+    python tools/bench_loader.py SHARDS [--device cpu|cuda] [--batch N] [--threads N] [--order global|windowed] [--cold]
+                                        [--seconds S] [--json FILE]
                                         [--demand IMG_S [--au-bar 0.95] [--plot FILE] [--verify] [--tune FILE]]
 
 Prints a table for people, then one line of JSON for programs. Wants SHARDS/eigenbasis.json, which compute_pca makes.
+Says which share of the set is in the page cache; with --cold the kernel forgets the set before every window.
 With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while: the stall report
 of that, and exit code 1 where it waits so much that AU is below the bar. --verify makes the first proposed change that
 takes settings only, and measures again. --tune searches the settings for that demand; train.py --tuned FILE takes them.
@@ -23,22 +25,27 @@ from typing import Any, cast, get_args
 import numpy as np
 from cli import Progress, cores, run, write_json
 
-from pipeline import eigenbasis
+from pipeline import doctor, eigenbasis
 from pipeline.augment import STORED
-from pipeline.doctor import ROUNDS, EmulatedTrainer, Observed, Subject, observe
+from pipeline.doctor import EmulatedTrainer, Observed, Subject, observe
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.findings import Findings, Setup, find, format_findings
 from pipeline.fingerprint import machine, memory
-from pipeline.graphs import Stage
-from pipeline.loader import FeedSettings, stage_sizes
+from pipeline.loader import FeedSettings, order_of, stage_sizes
+from pipeline.order import Order, shuffle_quality
 from pipeline.rates import Rate, measure_rates
 from pipeline.report_html import page
 from pipeline.shards import ShardSet, open_shards
+from pipeline.stages import ROUNDS, measure_stages, storage_in_words, windows
 from pipeline.stall import AU_BAR
 from pipeline.tuning import HEADROOM, choices, speed_of, tune
 
-STAGE_ROUNDS = 3
-WORK = {"read": "read", "decode": "read + decode", "full": "read + decode + augment"}
+WORK = {
+    "read": "read",
+    "decode": "read + decode",
+    "full": "read + decode + augment",
+    "reread": "read again, from memory",
+}
 
 
 def main() -> int:
@@ -50,24 +57,28 @@ def main() -> int:
     shards = open_shards(arguments.shards)
     basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     changes = {} if arguments.threads is None else {"threads": arguments.threads}
-    settings = FeedSettings(batch=arguments.batch, device=arguments.device, **changes)
+    settings = FeedSettings(batch=arguments.batch, device=arguments.device, order=arguments.order, **changes)
     print(
         f"{arguments.shards}: {len(shards):,} samples, device {settings.device}, batch {settings.batch}, "
         f"{settings.threads} threads, "
-        f"queue {settings.queue_depth}, {STAGE_ROUNDS} rounds of {arguments.seconds:g} s each"
+        f"queue {settings.queue_depth}, {ROUNDS} rounds of {arguments.seconds:g} s each"
     )
-    stages = get_args(Stage)
-    feeds = {stage: partial(stage_sizes, shards, basis, settings, stage) for stage in stages}
-    with Progress("measuring", STAGE_ROUNDS * len(stages), "windows") as progress:
-        rates = measure_rates(feeds, arguments.seconds, STAGE_ROUNDS, progress, settings.queue_depth + 1)
-    print(table({WORK[stage]: rate for stage, rate in rates.items()}))
+    index = shards.index
+    quality = shuffle_quality(order_of(shards, settings, 0), index["shard"], index["label"], settings.batch)
+    print(f"order {settings.order}: {quality}")
+    with Progress("measuring", windows(), "windows") as progress:
+        rates = measure_stages(shards, basis, settings, arguments.seconds, ROUNDS, progress, arguments.cold)
+    print(table({words: getattr(rates, stage) for stage, words in WORK.items()}))
+    print(f"storage: {storage_in_words(rates.storage)}{'; forgotten before each window' * arguments.cold}")
     record = {
         "shards": str(arguments.shards),
         "manifest_sha256": shards.manifest_sha256,
         "settings": asdict(settings),
         "seconds": arguments.seconds,
-        "rounds": STAGE_ROUNDS,
-        "stages": {stage: asdict(rate) for stage, rate in rates.items()},
+        "rounds": ROUNDS,
+        "cold": arguments.cold,
+        "shuffle": asdict(quality),
+        "stages": asdict(rates),
     }
     found = None
     if trainer is not None:
@@ -100,7 +111,7 @@ class Bench:
         """The feed alone, the trainer on batches that are there, and both together."""
         feed = cast(Generator[int], stage_sizes(self.shards, self.basis, self.settings, "full"))
         subject, kept = Subject[int](size=int, step=self.trainer), [self.settings.batch]
-        with closing(feed), Progress("feeding the trainer", ROUNDS, "rounds") as progress:
+        with closing(feed), Progress("feeding the trainer", doctor.ROUNDS, "rounds") as progress:
             return observe(feed, subject, kept, self.seconds, self.settings.queue_depth + 1, progress=progress)
 
 
@@ -145,11 +156,11 @@ def tuned_for(bench: Bench) -> dict[str, Any]:
     def measure(rivals: Mapping[str, FeedSettings]) -> dict[str, float]:
         feeds = {name: partial(paced, rival) for name, rival in rivals.items()}
         discard = max(rival.queue_depth for rival in rivals.values()) + 1
-        rates = measure_rates(feeds, bench.seconds, STAGE_ROUNDS, progress, discard)
+        rates = measure_rates(feeds, bench.seconds, ROUNDS, progress, discard)
         return {name: rate.img_s for name, rate in rates.items()}
 
     options = choices(bench.settings, cores())
-    with Progress("tuning", STAGE_ROUNDS * sum(map(len, options.values())), "windows") as progress:
+    with Progress("tuning", ROUNDS * sum(map(len, options.values())), "windows") as progress:
         best, trials = tune(bench.settings, options, measure)
     for trial in trials:
         print(f"tune       {in_words(trial.settings)}: {trial.img_s:,.0f} img/s")
@@ -180,6 +191,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default=FeedSettings.device)
     parser.add_argument("--batch", type=int, default=FeedSettings.batch)
     parser.add_argument("--threads", type=int, help="DALI's; default: cores + 1, at most 8")
+    parser.add_argument("--order", choices=get_args(Order), default=FeedSettings.order)
+    parser.add_argument("--cold", action="store_true", help="have the kernel forget the set before every window")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (default 5)")
     parser.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
     parser.add_argument("--au-bar", type=float, default=AU_BAR, help="exit with 1 below (default %(default)s)")

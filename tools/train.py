@@ -68,6 +68,7 @@ from pipeline.order import Order, local_batch, steps_per_epoch
 from pipeline.rates import measure_rates
 from pipeline.report_html import page
 from pipeline.shards import ShardSet, open_shards
+from pipeline.stages import measure_stages
 from pipeline.tuning import load_tuned
 
 REPLAYED = 4  # batches: enough that none stays in a processor's cache
@@ -458,8 +459,7 @@ def report(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[s
 
 def examine(job: Job, trainer: Trainer, clocks: stall.StepClocks, path: Path) -> None:
     """Supply, demand and both together in turn, explained: stall.json (`path`) and report.html."""
-    feeds = {stage: partial(stage_sizes, job.shards, job.basis, job.feed, stage) for stage in get_args(Stage)}
-    stages = measure_rates(feeds, job.stall_s / STAGE_ROUNDS, STAGE_ROUNDS)
+    stages = measure_stages(job.shards, job.basis, job.feed, job.stall_s / STAGE_ROUNDS, STAGE_ROUNDS)
     with TrainFeed(job.shards, job.basis, job.feed) as feed:
         kept = [next(feed) for _ in range(REPLAYED)]
         subject = subject_of(job, trainer)
