@@ -10,8 +10,7 @@ from pipeline.predict import Load
 
 NEIGHBOURLY = 0.25  # of the cores: other processes that take more are a cause
 BURSTY = 5.0  # times the median: a batch that takes longer is a burst
-LARGE = 2.0  # times a central square of 256: the usual picture of ImageNet has 1.4
-COLD = 2.0  # times as fast from memory as from the disk: then the page cache is what is missing
+LARGE = 2.0  # times what a square of 256 has to be decoded for a crop: the usual picture of ImageNet has 1.4
 STRAGGLING = 0.8  # of the fastest rank's supply: slower, and all ranks wait for that one
 OWN_CORES = 0.3  # cores: a trainer that takes fewer hardly gets into the feed's way
 
@@ -58,7 +57,7 @@ def cause_of(e: Evidence) -> Cause:
         return Cause("few threads", f"{e.load.threads} on {e.load.cores:g} cores")
     if e.verdict == "input-bound: decode":
         if e.load.area > LARGE:
-            return Cause("large pictures", f"{e.load.area:.1f} times the pixels of a square of 256")
+            return Cause("large pictures", f"{e.load.area:.1f} times as much to decode for a crop as in squares of 256")
         return Cause("few cores", f"decoding takes {1000 * e.load.decode_s:.2f} CPU ms an image")
     return Cause("augmentation", f"it takes {1000 * e.load.augment_s:.2f} CPU ms an image")
 
@@ -69,11 +68,11 @@ def _storage(e: Evidence) -> Cause:
         if p99 > BURSTY * p50:
             return Cause("bursts", f"a batch is read in {1000 * p50:.0f} ms, one in a hundred in {1000 * p99:.0f}")
     slow = f"reading takes {1000 * e.load.storage_s:.2f} ms an image"
+    if not e.load.cold:
+        return Cause("slow storage", f"{slow}, and reading it again is no faster")
     if not e.load.fits:
         return Cause("slow storage", f"{slow}, and memory is too small for the set")
-    if e.load.storage_s > COLD * e.load.warm_s:
-        return Cause("cold cache", f"{slow}, {1000 * e.load.warm_s:.2f} ms from memory, which has room for the set")
-    return Cause("slow storage", f"{slow}, and reading it again is no faster")
+    return Cause("cold cache", f"{slow}, {1000 * e.load.warm_s:.2f} ms from memory, which has room for the set")
 
 
 def _contention(e: Evidence) -> Cause:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.causes import Cause, Evidence, cause_of
+from pipeline.augment import CROP, STORED
+from pipeline.causes import OWN_CORES, Cause, Evidence, cause_of
 from pipeline.doctor import Observed, Step
 from pipeline.intervals import Interval
+from pipeline.loader import FeedSettings
 from pipeline.predict import Action, Load, actions, limits
+from pipeline.shards import ShardSet
 from pipeline.stages import StageRates, storage_in_words
 from pipeline.stall import (
     AU_BAR,
@@ -22,6 +26,7 @@ from pipeline.stall import (
 )
 
 WAITING = 0.5  # of the time that reading takes: where it spends more off the processor, it waits for storage
+BETWEEN = 0.02  # of the time: less between steps is noise
 IDLE = 0.05  # cores: a trainer that takes fewer, as one that sleeps, leaves them all to the feed
 LIMITS = {
     "storage": "reading",
@@ -33,13 +38,20 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What was measured on: the feed's threads and queue, `cores` that this process may use, and `area`, the
-    pixels of a stored picture over those of its central square, in the mean."""
+    """What was measured on: the feed's threads and queue, `cores` that this process may use, and `area`: how much of a
+    stored picture has to be entropy decoded for a crop, relative to a square one."""
 
     threads: int
     queue_depth: int
     cores: int
     area: float
+
+
+def setup_of(shards: ShardSet, settings: FeedSettings, cores: int) -> Setup:
+    """What a feed of `shards` works with."""
+    width, height = shards.index["width"].astype(float), shards.index["height"].astype(float)
+    area = float((width * (height + CROP) / 2).mean()) / (STORED * (STORED + CROP) / 2)
+    return Setup(settings.threads, settings.queue_depth, cores, area)
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ def find(
     fingerprint: dict[str, Any],
     au_bar: float = AU_BAR,
     clocks: StepClocks | None = None,
+    rank_supplies: Sequence[float] = (),
 ) -> Findings:
     """Puts together what was measured: the feed's stages, and windows in turn."""
     apart = (stages.read, stages.decode, stages.full)
@@ -99,7 +112,7 @@ def find(
         report,
         observed.au,
         au_bar,
-        cause_of(Evidence(report.verdict, load, (stages.read.batch_p50_s, stages.read.batch_p99_s))),
+        cause_of(Evidence(report.verdict, load, (stages.read.batch_p50_s, stages.read.batch_p99_s), rank_supplies)),
         load,
         rates,
         stages.storage,
@@ -124,6 +137,10 @@ def load_of(
     scale = observed.feed_cpu_s / max(full_ms, 1e-9)
     read_s = scale * min(read_ms, full_ms)
     decode_s = scale * max(0.0, min(decoded_ms, full_ms) - read_ms)
+    clocks = observed.clocks
+    between_s = report.parts["unexplained"] / report.together
+    uneven_s = max(0.0, clocks.wait_s / clocks.images - max(0.0, 1 / observed.supply - 1 / observed.demand))
+    own_cores = observed.replay_cpu_s * observed.demand > OWN_CORES
     waiting = 1 - stages.read.img_s * read_ms / 1000
     bound = report.verdict == "input-bound: storage" or waiting > WAITING
     return Load(
@@ -142,6 +159,8 @@ def load_of(
         queue_depth=setup.queue_depth,
         warm_s=1 / stages.reread.img_s,
         fits=fits,
+        between_s=between_s if between_s * report.together > BETWEEN else 0.0,
+        uneven_s=0.0 if own_cores else uneven_s,  # a trainer on the feed's cores waits for these
     )
 
 

@@ -1,10 +1,11 @@
 """What a change would bring, by a simple model scaled to what was measured. All rates in img/s.
 
     supply   = min(1 / storage_s, min(threads, cores) / feed_s)
-    together = min(demand, supply, cores / (feed_s + trainer_s))
+    together = min(1 / (1 / demand + between_s + uneven_s), supply, cores / (feed_s + trainer_s))
 
-`feed_s` and `trainer_s` are CPU seconds per image, `storage_s` the seconds per image that reading takes, and `cores`
-are those that neighbours leave. A prediction is the measured rate times the model's ratio of after and before, so that
+`feed_s` and `trainer_s` are CPU seconds per image, `storage_s` the seconds per image that reading takes, `between_s`
+what passes between steps, `uneven_s` what is waited for although the feed is fast enough in the mean, and `cores` are
+those that neighbours leave. A prediction is the measured rate times the model's ratio of after and before, so that
 whatever the model leaves out is taken to stay in proportion.
 """
 
@@ -14,21 +15,24 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
-Change = Literal["threads", "square", "memory", "neighbours", "cores"]
+Change = Literal["threads", "queue", "callback", "square", "memory", "disk", "neighbours", "cores"]
 
 WORTH = 1.02  # a gain of less is not worth a line
-# A square set spares half of what its pictures have fewer pixels: entropy decoding goes over whole rows, the rest only
-# over the crop. Measured on 500 photographs: 27 % fewer pixels, 0.291 instead of 0.340 CPU ms.
-SQUARE_SPARES = 0.5
+# Decoding a crop takes entropy decoding of all rows down to its end, which goes with the picture's width, and the rest,
+# which goes with the crop. In units of the former for a square of 256 the latter is, measured on 500 photographs:
+CROP_COST = 1.25
+COLD = 2.0  # times as fast from memory as from the disk: then the page cache is what is missing
+DEEPER = 4  # batches in a queue that was too short
+UNEVEN = 0.02  # of the time: waits of so much without need are worth a deeper queue
 
 
 @dataclass(frozen=True)
 class Load:
-    """What images cost, and what there is to pay with. `demand` is infinite where nobody trains.
+    """What images cost, and what there is to pay with.
 
     Seconds are per image: `storage_s` of the clock, from memory `warm_s`; the others of CPU time. `fits`: the set, into
-    the memory that is free. `area` is the pixels of a stored picture over those of its central square, in the mean;
-    `together` was measured.
+    the memory that is free. `area` is what of a stored picture has to be entropy decoded for a crop, over the same of a
+    square of 256, in the mean; `together` was measured.
     """
 
     threads: int
@@ -46,11 +50,18 @@ class Load:
     queue_depth: int = 2
     warm_s: float = 0.0
     fits: bool = True
+    between_s: float = 0.0
+    uneven_s: float = 0.0
 
     @property
     def feed_s(self) -> float:
         """CPU seconds of the feed per image."""
         return self.read_s + self.decode_s + self.augment_s
+
+    @property
+    def cold(self) -> bool:
+        """Whether reading would be much faster from memory."""
+        return self.storage_s > COLD * self.warm_s
 
     @property
     def free(self) -> float:
@@ -60,7 +71,10 @@ class Load:
 
 def limits(load: Load) -> dict[str, float]:
     """What each resource allows by itself, lowest first: the first is the bottleneck, the second comes next."""
-    found = {"feed": min(load.threads, load.free) / load.feed_s, "trainer": load.demand}
+    found = {
+        "feed": min(load.threads, load.free) / load.feed_s,
+        "trainer": 1 / (1 / load.demand + load.between_s + load.uneven_s),
+    }
     if load.storage_s:
         found["storage"] = 1 / load.storage_s
     if load.trainer_s:
@@ -102,43 +116,45 @@ class Action:
     together: float
 
     def __str__(self) -> str:
-        if self.together == float("inf"):
-            return f"{self.text}: predicted {self.supply:,.0f} img/s of the feed alone"
         return f"{self.text}: predicted {self.together:,.0f} img/s (the feed alone {self.supply:,.0f})"
 
 
 def actions(load: Load) -> list[Action]:
-    """Changes worth making: settings, which cost nothing, before everything else; then the greatest gain first."""
+    """Changes worth making, the greatest gain first; but before it a change of settings that brings half as much, since
+    it costs nothing."""
     found = [_action(load, *change) for change in _changes(load)]
-    fitting = load.demand == float("inf")
-    now = load.supply if fitting else load.together
-    gains = [(action, action.supply if fitting else action.together) for action in found]
-    worth = [(action, rate) for action, rate in gains if rate >= WORTH * now]
-    return [action for action, _ in sorted(worth, key=lambda pair: (not pair[0].settings, -pair[1]))]
+    worth = [action for action in found if action.together >= WORTH * load.together]
+    enough = (load.together + max((action.together for action in worth), default=0.0)) / 2
+    return sorted(worth, key=lambda a: (not (a.settings and a.together >= enough), -a.together))
 
 
 def _action(before: Load, change: Change, text: str, settings: dict[str, Any], after: Load) -> Action:
-    together = float("inf") if before.demand == float("inf") else predicted_together(before, after)
-    return Action(change, text, settings, predicted_supply(before, after), together)
+    return Action(change, text, settings, predicted_supply(before, after), predicted_together(before, after))
 
 
 def _changes(load: Load) -> list[tuple[Change, str, dict[str, Any], Load]]:
     """Everything that could be changed: what it is, how it is said, the feed's settings for it, the load after."""
     found: list[tuple[Change, str, dict[str, Any], Load]] = []
-    threads = ceil(load.cores)
-    if threads > load.threads:
+    if load.threads < load.cores:
+        threads = ceil(load.cores) + 1  # one more keeps the cores busy at the end of a batch
         found.append(("threads", f"--threads {threads}", {"threads": threads}, replace(load, threads=threads)))
+    if load.uneven_s * load.together > UNEVEN and load.queue_depth < DEEPER:
+        after = replace(load, uneven_s=0.0, queue_depth=DEEPER)
+        found.append(("queue", f"a queue of {DEEPER} batches", {"queue_depth": DEEPER}, after))
+    if load.between_s:
+        found.append(("callback", "take what runs between steps out of the loop", {}, replace(load, between_s=0.0)))
     if load.area > 1:
-        spared = SQUARE_SPARES * (1 - 1 / load.area)
-        after = replace(load, decode_s=load.decode_s * (1 - spared))
+        after = replace(load, decode_s=load.decode_s * (1 + CROP_COST) / (load.area + CROP_COST))
         found.append(("square", "shard with --stored square", {}, after))
-    if load.storage_s:
-        text = "read the set into memory first, it fits" if load.fits else "a faster disk, or memory for the set"
-        found.append(("memory", text, {}, replace(load, storage_s=load.warm_s)))
+    if load.cold and load.fits:
+        after = replace(load, storage_s=load.warm_s)
+        found.append(("memory", "read the set into memory first, it fits", {}, after))
+    elif load.storage_s:
+        text = f"a faster disk{', or memory for the set' * load.cold}"
+        found.append(("disk", text, {}, replace(load, storage_s=0.0)))
     if load.neighbours >= 0.1:
         found.append(("neighbours", "stop what else runs on these cores", {}, replace(load, neighbours=0.0)))
-    if load.demand < float("inf"):
-        lacking = max(1, ceil(load.demand * (load.feed_s + load.trainer_s) - load.free))
-        more = replace(load, cores=load.cores + lacking, threads=load.threads + lacking)
-        found.append(("cores", f"{lacking} more core{'s' * (lacking > 1)}, --threads {more.threads}", {}, more))
+    lacking = max(1, ceil(load.demand * (load.feed_s + load.trainer_s) - load.free))
+    more = replace(load, cores=load.cores + lacking, threads=load.threads + lacking)
+    found.append(("cores", f"{lacking} more core{'s' * (lacking > 1)}, --threads {more.threads}", {}, more))
     return found

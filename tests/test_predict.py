@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from pipeline.predict import Load, actions, limits, model_together, predicted_supply, predicted_together
+from pipeline.predict import Change, Load, actions, limits, model_together, predicted_supply, predicted_together
 
 FAST = Load(
     threads=4,
@@ -64,14 +65,19 @@ def test_actions_are_ranked_and_worth_it(seed: int):
     load = replace(drawn(seed), together=100.0, area=1.4)
     found = actions(load)
     assert all(action.together > load.together for action in found)
-    assert found == sorted(found, key=lambda action: (not action.settings, -action.together))
+    assert {action.change for action in found} <= set(get_args(Change))
+    best = max((action.together for action in found), default=100.0)
+    free = [action for action in found if action.settings and action.together - 100 >= (best - 100) / 2]
+    assert found[: len(free)] == sorted(free, key=lambda action: -action.together)
+    rest = found[len(free) :]
+    assert rest == sorted(rest, key=lambda action: -action.together)
 
 
 def test_a_feed_with_too_few_threads_is_told_so():
     load = replace(FAST, threads=1, supply=1900, together=1850)
     first = actions(load)[0]
-    assert (first.settings, round(first.supply)) == ({"threads": 4}, 7600)
-    assert str(first).startswith("--threads 4: predicted 7,")
+    assert (first.settings, round(first.supply)) == ({"threads": 5}, 7600)
+    assert str(first).startswith("--threads 5: predicted 7,")
 
 
 def test_a_starving_gpu_wants_cores():
@@ -91,9 +97,21 @@ def test_work_on_shared_cores_adds_up():
     assert next(iter(limits(load))) == "shared cores"
 
 
-def test_a_feed_without_a_trainer_is_predicted_alone():
-    load = replace(FAST, threads=2, demand=float("inf"), supply=3500, together=3500)
-    assert str(actions(load)[0]) == "--threads 4: predicted 7,000 img/s of the feed alone"
+def test_a_short_queue_and_a_callback_cost_what_they_take():
+    """Steps of 1 ms an image: 0.25 ms waited without need and as much between steps are a third of the time."""
+    load = replace(FAST, demand=1000, together=600, uneven_s=0.00025, between_s=0.00025)
+    found = {action.change: action for action in actions(load)}
+    assert found["queue"].settings == {"queue_depth": 4}
+    for change in ("queue", "callback"):
+        assert found[change].together == pytest.approx(600 * 1.5 / 1.25)
+
+
+def test_a_square_set_is_decoded_at_what_a_square_costs():
+    """Of 1.25 + 1.375 units 1.25 + 1 are left: 6/7 of the decoding, as measured on photographs."""
+    load = replace(FAST, area=1.375)
+    square = next(action for action in actions(load) if action.change == "square")
+    cost = FAST.read_s + FAST.augment_s + FAST.decode_s * 6 / 7
+    assert square.supply == pytest.approx(FAST.supply * FAST.feed_s / cost)
 
 
 def test_a_fast_trainer_s_run_has_nothing_to_gain():

@@ -29,7 +29,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import numpy as np
 import psutil
 import torch
 from cli import Progress, cores, run
@@ -57,10 +56,10 @@ from model.trainer import (
 )
 from model.watch import Watch
 from pipeline import eigenbasis, stall
-from pipeline.augment import STORED, Lighting
+from pipeline.augment import Lighting
 from pipeline.doctor import Subject, observe
 from pipeline.eigenbasis import Eigenbasis
-from pipeline.findings import Setup, find, format_findings
+from pipeline.findings import find, format_findings, setup_of
 from pipeline.fingerprint import machine, memory
 from pipeline.graphs import Stage
 from pipeline.loader import Device, FeedSettings, OnBadSample, TrainFeed, default_threads, stage_sizes, view_feed
@@ -465,7 +464,7 @@ def examine(job: Job, trainer: Trainer, clocks: stall.StepClocks, path: Path) ->
         subject = subject_of(job, trainer)
         observed = observe(feed, subject, kept, job.stall_s / DOCTOR_ROUNDS, job.feed.queue_depth + 1, DOCTOR_ROUNDS)
     about = {"machine": machine(), "settings": asdict(job.feed), "manifest_sha256": job.shards.manifest_sha256}
-    found = find(stages, observed, setup_of(job), memory(), about, clocks=clocks)
+    found = find(stages, observed, setup_of(job.shards, job.feed, cores()), memory(), about, clocks=clocks)
     write_atomically(path, json.dumps(found.record(), indent=1) + "\n")
     write_atomically(path.with_name(REPORT), page(found, f"{job.folder.path.name}: {found.report.verdict}"))
     print(f"\n{format_findings(found)}\n")
@@ -485,12 +484,6 @@ def subject_of(job: Job, trainer: Trainer) -> Subject[Batch]:
 
     settle = torch.cuda.synchronize if job.device.type == "cuda" else (lambda: None)
     return Subject(lambda batch: len(batch.labels), step, settle, after)
-
-
-def setup_of(job: Job) -> Setup:
-    """What the feed works with."""
-    pixels = job.shards.index["width"].astype(np.int64) * job.shards.index["height"]
-    return Setup(job.feed.threads, job.feed.queue_depth, cores(), float(pixels.mean()) / STORED**2)
 
 
 def compare_ranks(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[str, float], path: Path) -> None:
