@@ -153,7 +153,7 @@ def load_of(
         augment_s=max(0.0, observed.feed_cpu_s - read_s - decode_s),
         trainer_s=observed.replay_cpu_s if observed.replay_cpu_s * observed.demand > IDLE else 0.0,
         demand=observed.demand,
-        supply=observed.supply,
+        supply=max(observed.supply, report.together),  # what it gave to the trainer it can give
         together=report.together,
         area=setup.area,
         queue_depth=setup.queue_depth,
