@@ -34,19 +34,23 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What was measured on: the feed's threads and queue, `cores` that this process may use, and `area`, the
-    pixels of a stored picture over those of its central square, in the mean."""
+    """What was measured on: threads and queue of a rank's feed, `cores` of this host that the job may use, `area`, the
+    pixels of a stored picture over those of its central square, in the mean, and how many ranks and hosts there are.
+    Hosts are taken to be like this one, and to make as many images each."""
 
     threads: int
     queue_depth: int
     cores: int
     area: float
+    ranks: int = 1
+    hosts: float = 1.0
 
 
 @dataclass(frozen=True)
 class Findings:
     """`limits` are img/s that each resource allows, lowest first. Waits are seconds of the real windows' steps, `run`
-    the same of the whole run where there was one, its first batch and epoch edges apart."""
+    the same of the whole run where there was one, its first batch and epoch edges apart. `rank_supplies`: img/s of each
+    rank's own feed, where there are several. Waits, steps, cores and memory are those of the rank that reports."""
 
     report: StallReport
     au: Interval
@@ -54,6 +58,7 @@ class Findings:
     cause: Cause
     load: Load
     stages: FeedRates
+    rank_supplies: tuple[float, ...]
     limits: dict[str, float]
     actions: tuple[Action, ...]
     first_wait_s: float
@@ -88,10 +93,14 @@ def find(
     au_bar: float = AU_BAR,
     clocks: StepClocks | None = None,
     warm_read: float | None = None,
+    swapped: float | None = None,
+    rank_supplies: Sequence[float] = (),
 ) -> Findings:
-    """Puts together what was measured: `stages` by "read", "decode" and "full", and windows in turn."""
+    """Puts together what was measured: `stages` by "read", "decode" and "full", and windows in turn. Of several ranks
+    all of it is of them together; `swapped`: img/s of "full" once ranks have swapped halves (None: they do not)."""
     apart = (stages["read"], stages["decode"], stages["full"])
-    rates = FeedRates(*(rate.img_s for rate in (*apart, apart[-1]))).scaled_to(observed.supply)
+    read, decoded, full = (rate.img_s for rate in apart)
+    rates = FeedRates(read, decoded, full, full if swapped is None else swapped).scaled_to(observed.supply)
     report = diagnose(rates, observed.demand, observed.clocks, au_bar)
     load = load_of(apart, observed, setup, report, rates)
     waits_s, steps_s = [step.wait_s for step in observed.steps], [step.step_s for step in observed.steps]
@@ -99,9 +108,12 @@ def find(
         report,
         observed.au,
         au_bar,
-        cause_of(Evidence(report.verdict, load, (apart[0].batch_p50_s, apart[0].batch_p99_s), warm_read)),
+        cause_of(
+            Evidence(report.verdict, load, (apart[0].batch_p50_s, apart[0].batch_p99_s), warm_read, rank_supplies)
+        ),
         load,
         rates,
+        tuple(rank_supplies),
         limits(load),
         tuple(actions(load)),
         observed.first_wait_s,
@@ -116,27 +128,31 @@ def find(
 
 
 def load_of(apart: Sequence[Rate], observed: Observed, setup: Setup, report: StallReport, rates: FeedRates) -> Load:
-    """CPU time by stage is shared out as the stages apart had it; all of it together is the windows' own."""
+    """CPU time by stage is shared out as the stages apart had it; all of it together is the windows' own: of this host,
+    whose images are one part in `setup.hosts`."""
     read_ms, decoded_ms, full_ms = (rate.cpu_ms_per_img for rate in apart)
-    scale = observed.feed_cpu_s / max(full_ms, 1e-9)
+    feed_s, trainer_s = setup.hosts * observed.feed_cpu_s, setup.hosts * observed.replay_cpu_s
+    scale = feed_s / max(full_ms, 1e-9)
     read_s = scale * min(read_ms, full_ms)
     decode_s = scale * max(0.0, min(decoded_ms, full_ms) - read_ms)
-    waiting = 1 - apart[0].img_s * read_ms / 1000
+    waiting = 1 - apart[0].img_s / setup.ranks * read_ms / 1000
     bound = report.verdict == "input-bound: storage" or waiting > WAITING
     return Load(
-        threads=setup.threads,
-        cores=float(setup.cores),
-        neighbours=observed.feed_cpu.cores()["neighbours"],
+        threads=setup.ranks * setup.threads,
+        cores=setup.hosts * setup.cores,
+        neighbours=setup.hosts * observed.feed_cpu.cores()["neighbours"],
         storage_s=1 / rates.read if bound else 0.0,
         read_s=read_s,
         decode_s=decode_s,
-        augment_s=max(0.0, observed.feed_cpu_s - read_s - decode_s),
-        trainer_s=observed.replay_cpu_s if observed.replay_cpu_s * observed.demand > IDLE else 0.0,
+        augment_s=max(0.0, feed_s - read_s - decode_s),
+        trainer_s=trainer_s if trainer_s * observed.demand > IDLE else 0.0,
         demand=observed.demand,
         supply=observed.supply,
         together=report.together,
         area=setup.area,
         queue_depth=setup.queue_depth,
+        ranks=setup.ranks,
+        hosts=setup.hosts,
     )
 
 
@@ -156,15 +172,16 @@ def run_record(clocks: StepClocks) -> dict[str, Any]:
 
 def format_findings(found: Findings) -> str:
     """One screen."""
-    waits, cores = found.waits_s, found.cpu_cores
+    waits, cores, load = found.waits_s, found.cpu_cores, found.load
+    other_ranks = f" other ranks {cores['rest of job']:.2f}," if load.ranks > 1 else ""
     lines = [
         format_report(found.report),
         f"AU         {found.au}; the bar is {found.au_bar:.0%}",
         f"cause      {found.cause.name}: {found.cause.because}",
         f"waits      p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
         f" first batch {_ms(found.first_wait_s)}",
-        f"cores      feed {cores['feed']:.2f}, main {cores['main']:.2f}, others {cores['others']:.2f},"
-        f" neighbours {cores['neighbours']:.2f}, of {found.load.cores:g}",
+        f"cores      feed {cores['feed']:.2f}, main {cores['main']:.2f}, others {cores['others']:.2f},{other_ranks}"
+        f" neighbours {cores['neighbours']:.2f}, of {load.cores / load.hosts:g}",
         f"memory     {found.memory['resident'] / 2**30:.2f} GiB resident, {found.memory['shared'] / 2**30:.2f} shared",
     ]
     if run := found.run:

@@ -25,7 +25,8 @@ class Load:
     """What images cost, and what there is to pay with. `demand` is infinite where nobody trains.
 
     Seconds are per image: `storage_s` of the clock, the others of CPU time. `area` is the pixels of a stored picture
-    over those of its central square, in the mean; `together` was measured.
+    over those of its central square, in the mean; `together` was measured. Where `ranks` train together, on so many
+    `hosts`, all is of the whole job: rates, threads, cores.
     """
 
     threads: int
@@ -41,6 +42,8 @@ class Load:
     together: float
     area: float = 1.0
     queue_depth: int = 2
+    ranks: int = 1
+    hosts: float = 1.0  # of equal numbers of ranks
 
     @property
     def feed_s(self) -> float:
@@ -119,9 +122,9 @@ def _action(before: Load, after: Load, text: str, settings: dict[str, Any]) -> A
 def _changes(load: Load) -> list[tuple[str, dict[str, Any], Load]]:
     """Everything that could be changed: how it is said, the feed's settings for it, the load after."""
     found: list[tuple[str, dict[str, Any], Load]] = []
-    threads = ceil(load.cores)
-    if threads > load.threads:
-        found.append((f"--threads {threads}", {"threads": threads}, replace(load, threads=threads)))
+    threads = ceil(load.cores / load.ranks)  # of a rank, as the option has it
+    if threads * load.ranks > load.threads:
+        found.append((f"--threads {threads}", {"threads": threads}, replace(load, threads=threads * load.ranks)))
     if load.area > 1:
         spared = SQUARE_SPARES * (1 - 1 / load.area)
         found.append(("shard with --stored square", {}, replace(load, decode_s=load.decode_s * (1 - spared))))
@@ -132,5 +135,6 @@ def _changes(load: Load) -> list[tuple[str, dict[str, Any], Load]]:
     if load.demand < float("inf"):
         lacking = max(1, ceil(load.demand * (load.feed_s + load.trainer_s) - load.free))
         more = replace(load, cores=load.cores + lacking, threads=load.threads + lacking)
-        found.append((f"{lacking} more core{'s' * (lacking > 1)}, --threads {more.threads}", {}, more))
+        threads = ceil(more.threads / load.ranks)
+        found.append((f"{lacking} more core{'s' * (lacking > 1)}, --threads {threads}", {}, more))
     return found
