@@ -171,7 +171,7 @@ def observe(
         demand = windows.rate("replay", replayed)
         trained(discard)
         _, (clocks, taken) = windows.take("real", trained)
-        found.append(Round(demand, _waiting_most(clocks, agree), supply))
+        found.append(Round(demand, waiting_most(clocks, agree), supply))
         steps += [replace(step, at_s=step.at_s - started_s) for step in taken]
         progress(1)
     uses = [sum(those[1:], those[0]) for those in (windows.uses[name] for name in ("feed", "replay", "real"))]
@@ -262,7 +262,7 @@ def _real(feed: Iterator[B], subject: Subject[B], batches: int) -> tuple[Clocks,
     return Clocks(images, wait_s, step_s, ended_s - began_s + left_s), steps
 
 
-def _waiting_most(clocks: Clocks, agree: Callable[[int], int]) -> Clocks:
+def waiting_most(clocks: Clocks, agree: Callable[[int], int]) -> Clocks:
     """With the wait of the rank that waited most: while it did, the others waited for it in their steps."""
     wait_s = agree(round(1e9 * clocks.wait_s)) / 1e9
     return replace(clocks, wait_s=wait_s, step_s=clocks.step_s - (wait_s - clocks.wait_s))

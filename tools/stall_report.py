@@ -119,7 +119,7 @@ def local_rates(run: Trained) -> dict[str, Rate]:
     here = replace(run.feed, batch=local_batch(run.feed.batch, place.world), seed=seed)
     feeds = {stage: partial(stage_sizes, run.shards, run.basis, here, stage) for stage in get_args(Stage)}
     run.ranks.any(False)  # so that all begin together
-    return measure_rates(feeds, run.seconds / run.stage_rounds, run.stage_rounds)
+    return measure_rates(feeds, run.seconds / run.stage_rounds, run.stage_rounds, discard=here.queue_depth + 1)
 
 
 def rates_by_rank(rates: dict[str, Rate], ranks: Ranks) -> dict[str, list[Rate]]:
