@@ -83,7 +83,8 @@ class Round:
 
 @dataclass(frozen=True)
 class Step:
-    """A real step for the timeline: `at_s` since the first, seconds of wait, of the step, and of what came after."""
+    """A real step for the timeline: `at_s` since the first, seconds of wait (of the rank that waits longest), of the
+    step, and of what came after."""
 
     at_s: float
     wait_s: float
@@ -170,8 +171,8 @@ def observe(
         replayed(ceil(discard * windows.pace("replay", replayed) / windows.pace("feed", fed)))
         demand = windows.rate("replay", replayed)
         trained(discard)
-        _, (clocks, taken) = windows.take("real", trained)
-        found.append(Round(demand, waiting_most(clocks, agree), supply))
+        clocks, taken = waited_for(*windows.take("real", trained)[1], agree)
+        found.append(Round(demand, clocks, supply))
         steps += [replace(step, at_s=step.at_s - started_s) for step in taken]
         progress(1)
     uses = [sum(those[1:], those[0]) for those in (windows.uses[name] for name in ("feed", "replay", "real"))]
@@ -262,7 +263,13 @@ def _real(feed: Iterator[B], subject: Subject[B], batches: int) -> tuple[Clocks,
     return Clocks(images, wait_s, step_s, ended_s - began_s + left_s), steps
 
 
-def waiting_most(clocks: Clocks, agree: Callable[[int], int]) -> Clocks:
-    """With the wait of the rank that waited most: while it did, the others waited for it in their steps."""
-    wait_s = agree(round(1e9 * clocks.wait_s)) / 1e9
-    return replace(clocks, wait_s=wait_s, step_s=clocks.step_s - (wait_s - clocks.wait_s))
+def waited_for(clocks: Clocks, steps: list[Step], agree: Callable[[int], int]) -> tuple[Clocks, list[Step]]:
+    """With the longest wait of all ranks at every step: meanwhile the others wait for that rank, but in their steps."""
+    waits_s = [agree(round(1e9 * step.wait_s)) / 1e9 for step in steps]
+    # Single steps on a GPU may end on the host before the device waits: they give no more than they took.
+    shifted = [
+        replace(step, wait_s=wait_s, step_s=max(0.0, step.step_s - (wait_s - step.wait_s)))
+        for step, wait_s in zip(steps, waits_s, strict=True)
+    ]
+    wait_s = sum(waits_s)
+    return replace(clocks, wait_s=wait_s, step_s=clocks.step_s - (wait_s - clocks.wait_s)), shifted

@@ -50,7 +50,7 @@ class Setup:
 class Findings:
     """`limits` are img/s that each resource allows, lowest first. Waits are seconds of the real windows' steps, `run`
     the same of the whole run where there was one, its first batch and epoch edges apart. `rank_supplies`: img/s of each
-    rank's own feed, where there are several. Waits, steps, cores and memory are those of the rank that reports."""
+    rank's own feed, where there are several. `run`, cores and memory are those of the rank that reports."""
 
     report: StallReport
     au: Interval

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 import pytest
 
 from pipeline.cpu_groups import CpuMark, cpu_mark, group_of
-from pipeline.doctor import EmulatedTrainer, Observed, Round, Subject, observe, waiting_most
+from pipeline.doctor import EmulatedTrainer, Observed, Round, Step, Subject, observe, waited_for
 from pipeline.intervals import t_interval
 from pipeline.stall import Clocks
 
@@ -86,8 +86,10 @@ def test_windows_are_as_long_as_they_should_be(ready: int):
 
 def test_what_others_wait_for_a_rank_s_batch_is_wait_not_step():
     """Two ranks of one step: one waits 3 s for its batch, the other 1 s, and 2 s more in its step for the first."""
-    for own in (Clocks(8, 1.0, 5.0, 7.0), Clocks(8, 3.0, 3.0, 7.0)):
-        assert waiting_most(own, lambda number: max(number, 3 * 10**9)) == Clocks(8, 3.0, 3.0, 7.0)
+    for wait_s, step_s in ((1.0, 5.0), (3.0, 3.0)):
+        own, step = Clocks(8, wait_s, step_s, 7.0), Step(0.0, wait_s, step_s, 1.0)
+        clocks, steps = waited_for(own, [step], lambda number: max(number, 3 * 10**9))
+        assert (clocks, steps) == (Clocks(8, 3.0, 3.0, 7.0), [Step(0.0, 3.0, 3.0, 1.0)])
 
 
 def test_the_whole_au_lies_among_the_rounds():

@@ -175,7 +175,7 @@ def ranks_record(run: Trained, rates: FeedRates, steps: int, waits_s: dict[str, 
     crossing = step_bytes(ranks.place, model.spec, model.recipe, batch, run.trainer.settings.precision)
     return {
         "ranks": {**asdict(ranks.place), "backend": ranks.backend, "shared_gpu": ranks.shared_gpu},
-        "waits_s": {what: waits_s.get(what, 0.0) / steps for what in WAITS if KINDS[what] in crossing},
+        "rank_waits_s": {what: waits_s.get(what, 0.0) / steps for what in WAITS if KINDS[what] in crossing},
         "sent_bytes": crossing,
         "swap_s": max(0.0, batch / rates.supply - batch / rates.augmented),
     }
@@ -183,7 +183,7 @@ def ranks_record(run: Trained, rates: FeedRates, steps: int, waits_s: dict[str, 
 
 def format_ranks(record: dict[str, Any]) -> str:
     """The same as two lines of text."""
-    waits = ", ".join(f"{seconds * 1000:.1f} ms for {WAITS[what]}" for what, seconds in record["waits_s"].items())
+    waits = ", ".join(f"{seconds * 1000:.1f} ms for {WAITS[what]}" for what, seconds in record["rank_waits_s"].items())
     lines = [f"ranks      a step of rank 0 waits {waits}"]
     if "images" in record["sent_bytes"]:
         sent_mb = record["sent_bytes"]["images"] / 1e6
