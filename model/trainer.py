@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -315,33 +315,6 @@ def hits(probabilities: Tensor, right: Tensor, k: int) -> Tensor:
     better = (probabilities > right).sum(dim=1)
     equal = (probabilities == right).sum(dim=1)
     return ((k - better) / equal).clamp(0, 1).double()
-
-
-def replay_rate(
-    model: AlexNet,
-    optimizer: Momentum2012,
-    batches: Sequence[Batch],
-    seconds: float,
-    precision: str = "float32",
-    towers: TowerExchange = ALONE,
-) -> float:
-    """Demand: img/s, of all ranks, of training steps on batches that are already there, over and over for `seconds`.
-
-    The steps are real and change the weights: measure after the last checkpoint. All ranks take the same number.
-    """
-    ranks, device = towers.ranks, batches[0].images.device
-    images = len(batches[0].labels) * ranks.place.data_ranks
-    draws = [DropoutDraws(0, step, ranks.place.first_row(images), images) for step in range(len(batches))]
-    train_step(model, optimizer, batches[0], draws[0], precision, towers)  # first-use costs are not demand
-    steps = 0
-    wait_for(device)
-    started_s = time.perf_counter()
-    while ranks.any(time.perf_counter() - started_s < seconds):
-        for batch, draw in zip(batches, draws, strict=True):
-            train_step(model, optimizer, batch, draw, precision, towers)
-        steps += len(batches)
-        wait_for(device)
-    return images * steps / (time.perf_counter() - started_s)
 
 
 def wait_for(device: torch.device) -> None:

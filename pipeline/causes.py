@@ -18,7 +18,7 @@ OWN_CORES = 0.3  # cores: a trainer that takes fewer hardly gets into the feed's
 @dataclass(frozen=True)
 class Evidence:
     """What rules look at. `batch_s`: seconds of a batch of reading alone, the median and the 99th percentile;
-    `rank_supplies`: img/s of every rank's feed (one, where there is one rank)."""
+    `rank_supplies`: img/s of every rank's own feed (none, where there is one rank)."""
 
     verdict: str
     load: Load
@@ -40,7 +40,9 @@ def cause_of(e: Evidence) -> Cause:
         return Cause("none", "the feed keeps up")
     if e.verdict == "unexplained":
         return Cause("callback", "the time passes between steps, neither in next() nor in the step")
-    if e.rank_supplies and min(e.rank_supplies) < STRAGGLING * max(e.rank_supplies):
+    # Contention is a slow rank's doing only where its feed holds the others up: not where all are fast enough.
+    held_up = e.verdict != "contention" or e.load.supply < e.load.demand
+    if held_up and e.rank_supplies and min(e.rank_supplies) < STRAGGLING * max(e.rank_supplies):
         slow = min(range(len(e.rank_supplies)), key=lambda rank: e.rank_supplies[rank])
         others = median(rate for rank, rate in enumerate(e.rank_supplies) if rank != slow)
         return Cause("slow rank", f"rank {slow} is fed {e.rank_supplies[slow]:,.0f} img/s, the others {others:,.0f}")
@@ -52,7 +54,7 @@ def cause_of(e: Evidence) -> Cause:
     if e.verdict == "contention":
         return _contention(e)
     if e.verdict == "input-bound: transfer":
-        return Cause("transfer", "batches wait for the bus")
+        return Cause("transfer", f"batches wait for the {'bus' if e.load.ranks == 1 else 'other halves, or the bus'}")
     if e.load.threads < e.load.cores:
         return Cause("few threads", f"{e.load.threads} on {e.load.cores:g} cores")
     if e.verdict == "input-bound: decode":

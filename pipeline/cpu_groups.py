@@ -1,4 +1,4 @@
-"""Whose CPU time it was: this process's threads by what they do, and everybody else on the machine.
+"""Whose CPU time it was: this process's threads by what they do, the rest of its job, everybody else on the machine.
 
 Linux only: threads are told apart by their names in /proc (DALI names its own).
 """
@@ -26,21 +26,22 @@ def group_of(name: str, is_main: bool) -> str:
 
 @dataclass(frozen=True)
 class CpuUse:
-    """CPU seconds by group, of the children in `children`, and of other processes, during `wall_s`."""
+    """CPU seconds during `wall_s`: of this process by group, of its job's other processes on this host (children; under
+    torchrun the other ranks and theirs), and of everybody else."""
 
     wall_s: float
     groups_s: dict[str, float]
-    children_s: float
+    rest_of_job_s: float
     neighbours_s: float
 
     @property
     def own_s(self) -> float:
-        """Of this process and its children."""
-        return sum(self.groups_s.values()) + self.children_s
+        """Of the whole job on this host."""
+        return sum(self.groups_s.values()) + self.rest_of_job_s
 
     def cores(self) -> dict[str, float]:
-        """Cores in use on average, by group, children and neighbours."""
-        seconds = {**self.groups_s, "children": self.children_s, "neighbours": self.neighbours_s}
+        """Cores in use on average, by group, rest of the job and neighbours."""
+        seconds = {**self.groups_s, "rest of job": self.rest_of_job_s, "neighbours": self.neighbours_s}
         return {name: value / self.wall_s for name, value in seconds.items()}
 
     def __add__(self, other: CpuUse) -> CpuUse:
@@ -48,19 +49,20 @@ class CpuUse:
         return CpuUse(
             self.wall_s + other.wall_s,
             groups_s,
-            self.children_s + other.children_s,
+            self.rest_of_job_s + other.rest_of_job_s,
             self.neighbours_s + other.neighbours_s,
         )
 
 
 @dataclass(frozen=True)
 class CpuMark:
-    """CPU seconds so far: `threads_s` by (thread, group), `own_s` of the process, and of all on its cores."""
+    """CPU seconds so far: `threads_s` by (thread, group), `own_s` of the process, of the rest of its job, and of all on
+    its cores."""
 
     at_s: float
     threads_s: dict[tuple[int, str], float]
     own_s: float
-    children_s: float
+    rest_of_job_s: float
     machine_s: float
 
     def until(self, later: CpuMark) -> CpuUse:
@@ -70,10 +72,10 @@ class CpuMark:
             groups_s[thread[1]] += seconds - self.threads_s.get(thread, 0.0)
         own_s = later.own_s - self.own_s
         groups_s["others"] += max(0.0, own_s - sum(groups_s.values()))
-        children_s = max(0.0, later.children_s - self.children_s)
+        rest_of_job_s = max(0.0, later.rest_of_job_s - self.rest_of_job_s)
         machine_s = later.machine_s - self.machine_s
-        neighbours_s = max(0.0, machine_s - own_s - children_s)
-        return CpuUse(later.at_s - self.at_s, groups_s, children_s, neighbours_s)
+        neighbours_s = max(0.0, machine_s - own_s - rest_of_job_s)
+        return CpuUse(later.at_s - self.at_s, groups_s, rest_of_job_s, neighbours_s)
 
 
 def cpu_mark() -> CpuMark:
@@ -87,14 +89,21 @@ def cpu_mark() -> CpuMark:
             continue  # it ended between being listed and being asked
         threads_s[thread.id, group_of(name, thread.id == os.getpid())] = thread.user_time + thread.system_time
     own, every_core = process.cpu_times(), psutil.cpu_times(percpu=True)
-    children_s = 0.0
-    for child in process.children(recursive=True):
+    rest_of_job_s = 0.0
+    for other in _rest_of_job(process):
         try:
-            times = child.cpu_times()
+            times = other.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        children_s += times.user + times.system
+        rest_of_job_s += times.user + times.system
     # guest time is in user time already; steal is what the hypervisor gave to others, idle and iowait are nobody's
     ours = [every_core[core] for core in os.sched_getaffinity(0) if core < len(every_core)]
     machine_s = sum(getattr(core, name, 0.0) for core in ours for name in BUSY)
-    return CpuMark(time.perf_counter(), threads_s, own.user + own.system, children_s, machine_s)
+    return CpuMark(time.perf_counter(), threads_s, own.user + own.system, rest_of_job_s, machine_s)
+
+
+def _rest_of_job(process: psutil.Process) -> list[psutil.Process]:
+    """Its children. Where several ranks are on this host: all that its parent started, who is torchrun's agent, too."""
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
+    first = (process.parent() if several else None) or process
+    return [other for other in (first, *first.children(recursive=True)) if other != process]

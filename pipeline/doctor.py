@@ -1,15 +1,18 @@
 """Measures a trainer and its feed in turn: the feed alone, the trainer on replayed batches, both together, and again.
 
 The windows of a round share the machine's weather, so that their ratios, as AU, are steadier than the rates; repeated
-rounds say how sure it is. What the figures mean is `stall.py`'s business.
+rounds say how sure it is. Ranks that train together take the same windows, and rates are of all of them together. What
+the figures mean is `stall.py`'s business.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle, islice
+from math import ceil
 from typing import Generic, TypeVar
 
 from pipeline.cpu_groups import CpuUse, cpu_mark
@@ -18,6 +21,7 @@ from pipeline.stall import Clocks
 
 ROUNDS = 5  # of windows: Student's factor is 2.8 for five, 4.3 for three, 12.7 for two
 LINES = 400  # steps of the timeline that are kept
+PILOT = 0.1  # of a window: how long its pace is looked for
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -27,10 +31,15 @@ def _nothing() -> None:
     """For trainers that need not be waited for."""
 
 
+def alone(number: int) -> int:
+    """What ranks agree on where there is one."""
+    return number
+
+
 @dataclass(frozen=True)
 class Subject(Generic[B]):
-    """What trains. `size`: images of a batch. `step` trains on it. `settle` waits for the device. `after` is what the
-    run's loop does between steps (callbacks, logging): part of a real step, not of a replayed one."""
+    """What trains. `size`: images of a batch, of all ranks. `step` trains on it. `settle` waits for the device. `after`
+    is what the run's loop does between steps (callbacks, logging): part of a real step, not of a replayed one."""
 
     size: Callable[[B], int]
     step: Callable[[B], object]
@@ -74,7 +83,8 @@ class Round:
 
 @dataclass(frozen=True)
 class Step:
-    """A real step for the timeline: `at_s` since the first, seconds of wait, of the step, and of what came after."""
+    """A real step for the timeline: `at_s` since the first, seconds of wait (of the rank that waits longest), of the
+    step, and of what came after."""
 
     at_s: float
     wait_s: float
@@ -138,68 +148,106 @@ def observe(
     discard: int,
     rounds: int = ROUNDS,
     progress: Callable[[int], None] = lambda n: None,
+    agree: Callable[[int], int] = alone,
 ) -> Observed:
-    """Windows of `seconds`, `rounds` times: the feed alone, steps on the `kept` batches, steps on what `feed` gives.
+    """Windows of about `seconds`, `rounds` times: the feed alone, steps on `kept` batches, steps on what `feed` gives.
 
     The first `discard` batches of a window do not count: they were made before it (choose the queue's depth plus one).
-    `progress` counts rounds.
+    `progress` counts rounds. `agree` gives the largest of all ranks' numbers: ranks go by the slowest one's clock, and
+    so take the same number of batches.
     """
     started_s = time.perf_counter()
     first = next(feed)
     first_wait_s = time.perf_counter() - started_s
     subject.step(first)  # first-use costs are nobody's
     subject.settle()
-    found, steps, uses = list[Round](), list[Step](), dict[str, list[CpuUse]]()
-
-    def window(name: str, work: Callable[[], T]) -> T:
-        mark = cpu_mark()
-        result = work()
-        uses.setdefault(name, []).append(mark.until(cpu_mark()))
-        return result
-
+    windows, found, steps = _Windows(seconds, agree), list[Round](), list[Step]()
+    fed, replayed = partial(_fed, feed, subject), partial(_replayed, kept, subject)
+    trained = partial(_real, feed, subject)
     for _ in range(rounds):
-        _alone(feed, subject.size, discard)
-        supply = window("feed", lambda: _alone(feed, subject.size, 1, seconds))
+        fed(discard)
+        supply = windows.rate("feed", fed)
         # The feed fills its queue for a while yet, which is not the trainer's to pay for.
-        _replay(subject, kept, discard * subject.size(first) / supply)
-        demand = window("replay", lambda: _replay(subject, kept, seconds))
-        for batch in islice(feed, discard):
-            subject.step(batch)
-            subject.after(batch)
-        subject.settle()
-        clocks, taken = window("real", lambda: _real(feed, subject, seconds, started_s))
+        replayed(ceil(discard * windows.pace("replay", replayed) / windows.pace("feed", fed)))
+        demand = windows.rate("replay", replayed)
+        trained(discard)
+        clocks, taken = waited_for(*windows.take("real", trained)[1], agree)
         found.append(Round(demand, clocks, supply))
-        steps += taken
+        steps += [replace(step, at_s=step.at_s - started_s) for step in taken]
         progress(1)
-    feed_cpu, replay_cpu, real_cpu = (sum(uses[n][1:], uses[n][0]) for n in ("feed", "replay", "real"))
-    return Observed(tuple(found), tuple(steps[-LINES:]), first_wait_s, feed_cpu, replay_cpu, real_cpu)
+    uses = [sum(those[1:], those[0]) for those in (windows.uses[name] for name in ("feed", "replay", "real"))]
+    return Observed(tuple(found), tuple(steps[-LINES:]), first_wait_s, *uses)
 
 
-def _replay(subject: Subject[B], kept: Sequence[B], seconds: float) -> float:
-    """img/s of steps on the `kept` batches."""
-    images, started_s = 0, time.perf_counter()
-    while True:
-        for batch in kept:
-            subject.step(batch)
-            images += subject.size(batch)
-        subject.settle()
-        if (elapsed_s := time.perf_counter() - started_s) >= seconds:
-            return images / elapsed_s
+def supply_of(
+    feed: Iterator[B], subject: Subject[B], seconds: float, discard: int, agree: Callable[[int], int] = alone
+) -> float:
+    """img/s of the feed alone, by one window as `observe` has it."""
+    _fed(feed, subject, discard)
+    return _Windows(seconds, agree).rate("feed", partial(_fed, feed, subject))
 
 
-def _alone(feed: Iterator[B], size: Callable[[B], int], least: int, seconds: float = 0.0) -> float:
-    """img/s of the feed, over `seconds` and at least so many batches."""
-    images, batches, started_s = 0, 0, time.perf_counter()
-    while True:
-        images, batches = images + size(next(feed)), batches + 1
-        if (elapsed_s := time.perf_counter() - started_s) >= seconds and batches >= least:
-            return images / elapsed_s
+class _Windows:
+    """Windows of about `seconds`, in batches. Times are the slowest rank's: all ranks find the same numbers by them."""
+
+    def __init__(self, seconds: float, agree: Callable[[int], int]) -> None:
+        self._seconds, self._agree = seconds, agree
+        self._paces = dict[str, float]()
+        self.uses = dict[str, list[CpuUse]]()
+
+    def pace(self, name: str, work: Callable[[int], object]) -> float:
+        """Batches a second that `work`, told how many to take, has taken in its last window; in a pilot before that."""
+        if name not in self._paces:
+            batches = 1
+            while self._timed(work, batches)[0] < PILOT * self._seconds:
+                batches *= 2
+            # Some of those may have been made before. They are used up now: as many again tell the pace.
+            self._paces[name] = batches / self._timed(work, batches)[0]
+        return self._paces[name]
+
+    def take(self, name: str, work: Callable[[int], T]) -> tuple[float, T]:
+        """Seconds of a window, and what `work` says of it."""
+        batches = max(1, round(self._seconds * self.pace(name, work)))
+        mark = cpu_mark()
+        elapsed_s, result = self._timed(work, batches)
+        self.uses.setdefault(name, []).append(mark.until(cpu_mark()))
+        self._paces[name] = batches / elapsed_s
+        return elapsed_s, result
+
+    def rate(self, name: str, work: Callable[[int], int]) -> float:
+        """img/s of a window whose `work` tells its images."""
+        elapsed_s, images = self.take(name, work)
+        return images / elapsed_s
+
+    def _timed(self, work: Callable[[int], T], batches: int) -> tuple[float, T]:
+        self._agree(0)  # all begin together
+        started_s = time.perf_counter()
+        result = work(batches)
+        return self._agree(max(1, round(1e9 * (time.perf_counter() - started_s)))) / 1e9, result
 
 
-def _real(feed: Iterator[B], subject: Subject[B], seconds: float, origin_s: float) -> tuple[Clocks, list[Step]]:
+def _fed(feed: Iterator[B], subject: Subject[B], batches: int) -> int:
+    """Takes batches and leaves them; tells their images."""
+    images = sum(subject.size(batch) for batch in islice(feed, batches))
+    subject.settle()
+    return images
+
+
+def _replayed(kept: Sequence[B], subject: Subject[B], batches: int) -> int:
+    """Takes steps on the `kept` batches; tells their images."""
+    images = 0
+    for batch in islice(cycle(kept), batches):
+        subject.step(batch)
+        images += subject.size(batch)
+    subject.settle()
+    return images
+
+
+def _real(feed: Iterator[B], subject: Subject[B], batches: int) -> tuple[Clocks, list[Step]]:
+    """Takes steps on what the feed gives; `at_s` of the steps is of the machine's clock."""
     images, steps, began_s = 0, list[Step](), time.perf_counter()
     ended_s = began_s
-    while ended_s - began_s < seconds:
+    for _ in range(batches):
         started_s = ended_s
         batch = next(feed)
         got_s = time.perf_counter()
@@ -208,8 +256,20 @@ def _real(feed: Iterator[B], subject: Subject[B], seconds: float, origin_s: floa
         subject.after(batch)
         images += subject.size(batch)
         ended_s = time.perf_counter()
-        steps.append(Step(started_s - origin_s, got_s - started_s, stepped_s - got_s, ended_s - stepped_s))
+        steps.append(Step(started_s, got_s - started_s, stepped_s - got_s, ended_s - stepped_s))
     subject.settle()  # what the device still had to do belongs to the steps
     left_s = time.perf_counter() - ended_s
     wait_s, step_s = sum(s.wait_s for s in steps), sum(s.step_s for s in steps) + left_s
     return Clocks(images, wait_s, step_s, ended_s - began_s + left_s), steps
+
+
+def waited_for(clocks: Clocks, steps: list[Step], agree: Callable[[int], int]) -> tuple[Clocks, list[Step]]:
+    """With the longest wait of all ranks at every step: meanwhile the others wait for that rank, but in their steps."""
+    waits_s = [agree(round(1e9 * step.wait_s)) / 1e9 for step in steps]
+    # Single steps on a GPU may end on the host before the device waits: they give no more than they took.
+    shifted = [
+        replace(step, wait_s=wait_s, step_s=max(0.0, step.step_s - (wait_s - step.wait_s)))
+        for step, wait_s in zip(steps, waits_s, strict=True)
+    ]
+    wait_s = sum(waits_s)
+    return replace(clocks, wait_s=wait_s, step_s=clocks.step_s - (wait_s - clocks.wait_s)), shifted

@@ -38,27 +38,32 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What was measured on: the feed's threads and queue, `cores` that this process may use, and `area`: how much of a
-    stored picture has to be entropy decoded for a crop, relative to a square one."""
+    """What was measured on: threads and queue of a rank's feed, `cores` of this host that the job may use, `area`: how
+    much of a stored picture has to be entropy decoded for a crop, relative to a square one, and how many ranks and
+    hosts there are. Hosts are taken to be like this one, and to make as many images each."""
 
     threads: int
     queue_depth: int
     cores: int
     area: float
+    ranks: int = 1
+    hosts: float = 1.0
 
 
-def setup_of(shards: ShardSet, settings: FeedSettings, cores: int) -> Setup:
-    """What a feed of `shards` works with."""
+def setup_of(shards: ShardSet, settings: FeedSettings, cores: int, ranks: int = 1, hosts: float = 1.0) -> Setup:
+    """What feeds of `shards` work with."""
     width, height = shards.index["width"].astype(float), shards.index["height"].astype(float)
     area = float((width * (height + CROP) / 2).mean()) / (STORED * (STORED + CROP) / 2)
-    return Setup(settings.threads, settings.queue_depth, cores, area)
+    return Setup(settings.threads, settings.queue_depth, cores, area, ranks, hosts)
 
 
 @dataclass(frozen=True)
 class Findings:
     """`limits` are img/s that each resource allows, lowest first. `storage`: the set's bytes, which share of it was in
     memory before (None: unknown), img/s of reading it as it was, and from memory. Waits are seconds of the real
-    windows' steps, `run` the same of the whole run where there was one, its first batch and epoch edges apart."""
+    windows' steps, `run` the same of the whole run where there was one, its first batch and epoch edges apart.
+    `rank_supplies`: img/s of each rank's own feed, where there are several. `run`, cores and memory are those of the
+    rank that reports."""
 
     report: StallReport
     au: Interval
@@ -67,6 +72,7 @@ class Findings:
     load: Load
     stages: FeedRates
     storage: dict[str, Any]
+    rank_supplies: tuple[float, ...]
     limits: dict[str, float]
     actions: tuple[Action, ...]
     first_wait_s: float
@@ -100,11 +106,13 @@ def find(
     fingerprint: dict[str, Any],
     au_bar: float = AU_BAR,
     clocks: StepClocks | None = None,
+    swapped: float | None = None,
     rank_supplies: Sequence[float] = (),
 ) -> Findings:
-    """Puts together what was measured: the feed's stages, and windows in turn."""
-    apart = (stages.read, stages.decode, stages.full)
-    rates = FeedRates(*(rate.img_s for rate in (*apart, apart[-1]))).scaled_to(observed.supply)
+    """Puts together what was measured: the feed's stages, and windows in turn. Of several ranks all of it is of them
+    together; `swapped`: img/s of the whole feed once ranks have swapped halves (None: they do not)."""
+    read, decoded, full = stages.read.img_s, stages.decode.img_s, stages.full.img_s
+    rates = FeedRates(read, decoded, full, full if swapped is None else swapped).scaled_to(observed.supply)
     report = diagnose(rates, observed.demand, observed.clocks, au_bar)
     load = load_of(stages, observed, setup, report, rates, stages.set_bytes < memory["available"])
     waits_s, steps_s = [step.wait_s for step in observed.steps], [step.step_s for step in observed.steps]
@@ -116,6 +124,7 @@ def find(
         load,
         rates,
         stages.storage,
+        tuple(rank_supplies),
         limits(load),
         tuple(actions(load)),
         observed.first_wait_s,
@@ -132,26 +141,27 @@ def find(
 def load_of(
     stages: StageRates, observed: Observed, setup: Setup, report: StallReport, rates: FeedRates, fits: bool
 ) -> Load:
-    """CPU time by stage is shared out as the stages apart had it; all of it together is the windows' own."""
+    """CPU time by stage is shared out as the stages apart had it; all of it together is the windows' own: of this host,
+    whose images are one part in `setup.hosts`."""
     read_ms, decoded_ms, full_ms = (r.cpu_ms_per_img for r in (stages.read, stages.decode, stages.full))
-    scale = observed.feed_cpu_s / max(full_ms, 1e-9)
+    feed_s, trainer_s = setup.hosts * observed.feed_cpu_s, setup.hosts * observed.replay_cpu_s
+    scale = feed_s / max(full_ms, 1e-9)
     read_s = scale * min(read_ms, full_ms)
     decode_s = scale * max(0.0, min(decoded_ms, full_ms) - read_ms)
     clocks = observed.clocks
     between_s = report.parts["unexplained"] / report.together
     uneven_s = max(0.0, clocks.wait_s / clocks.images - max(0.0, 1 / observed.supply - 1 / observed.demand))
-    own_cores = observed.replay_cpu_s * observed.demand > OWN_CORES
-    waiting = 1 - stages.read.img_s * read_ms / 1000
+    waiting = 1 - stages.read.img_s / setup.ranks * read_ms / 1000
     bound = report.verdict == "input-bound: storage" or waiting > WAITING
     return Load(
-        threads=setup.threads,
-        cores=float(setup.cores),
-        neighbours=observed.feed_cpu.cores()["neighbours"],
+        threads=setup.ranks * setup.threads,
+        cores=setup.hosts * setup.cores,
+        neighbours=setup.hosts * observed.feed_cpu.cores()["neighbours"],
         storage_s=1 / rates.read if bound else 0.0,
         read_s=read_s,
         decode_s=decode_s,
-        augment_s=max(0.0, observed.feed_cpu_s - read_s - decode_s),
-        trainer_s=observed.replay_cpu_s if observed.replay_cpu_s * observed.demand > IDLE else 0.0,
+        augment_s=max(0.0, feed_s - read_s - decode_s),
+        trainer_s=trainer_s if trainer_s * observed.demand > IDLE else 0.0,
         demand=observed.demand,
         supply=max(observed.supply, report.together),  # what it gave to the trainer it can give
         together=report.together,
@@ -160,7 +170,10 @@ def load_of(
         warm_s=1 / stages.reread.img_s,
         fits=fits,
         between_s=between_s if between_s * report.together > BETWEEN else 0.0,
-        uneven_s=0.0 if own_cores else uneven_s,  # a trainer on the feed's cores waits for these
+        # a trainer on the feed's cores waits for these
+        uneven_s=0.0 if trainer_s * observed.demand > OWN_CORES else uneven_s,
+        ranks=setup.ranks,
+        hosts=setup.hosts,
     )
 
 
@@ -180,7 +193,8 @@ def run_record(clocks: StepClocks) -> dict[str, Any]:
 
 def format_findings(found: Findings) -> str:
     """One screen."""
-    waits, cores = found.waits_s, found.cpu_cores
+    waits, cores, load = found.waits_s, found.cpu_cores, found.load
+    other_ranks = f" other ranks {cores['rest of job']:.2f}," if load.ranks > 1 else ""
     lines = [
         format_report(found.report),
         f"AU         {found.au}; the bar is {found.au_bar:.0%}",
@@ -188,8 +202,8 @@ def format_findings(found: Findings) -> str:
         f"storage    {storage_in_words(found.storage)}",
         f"waits      p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
         f" first batch {_ms(found.first_wait_s)}",
-        f"cores      feed {cores['feed']:.2f}, main {cores['main']:.2f}, others {cores['others']:.2f},"
-        f" neighbours {cores['neighbours']:.2f}, of {found.load.cores:g}",
+        f"cores      feed {cores['feed']:.2f}, main {cores['main']:.2f}, others {cores['others']:.2f},{other_ranks}"
+        f" neighbours {cores['neighbours']:.2f}, of {load.cores / load.hosts:g}",
         f"memory     {found.memory['resident'] / 2**30:.2f} GiB resident, {found.memory['shared'] / 2**30:.2f} shared",
     ]
     if run := found.run:

@@ -53,6 +53,14 @@ def default_threads() -> int:
     return min(8, len(os.sched_getaffinity(0)) + 1)
 
 
+def check_device(device: str) -> None:
+    """ValueError where it is "cuda" and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device is cuda, but torch sees no CUDA device here; use --device cpu, or install a CUDA torch"
+        )
+
+
 @dataclass(frozen=True)
 class FeedSettings:
     """How the feed works. What changes its pictures: batch, seed, lighting, lighting_until, mean, positions, order,
@@ -369,10 +377,7 @@ def _announce(addresses: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
 
 
 def _engine(settings: FeedSettings, batch: int) -> Engine:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device is cuda, but torch sees no CUDA device here; use --device cpu, or install a CUDA torch"
-        )
+    check_device(settings.device)
     device_id = torch.cuda.current_device() if settings.device == "cuda" else None
     return Engine(batch, settings.device, device_id, settings.threads, settings.queue_depth, settings.hw_decoder_load)
 

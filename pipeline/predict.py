@@ -32,7 +32,8 @@ class Load:
 
     Seconds are per image: `storage_s` of the clock, from memory `warm_s`; the others of CPU time. `fits`: the set, into
     the memory that is free. `area` is what of a stored picture has to be entropy decoded for a crop, over the same of a
-    square of 256, in the mean; `together` was measured.
+    square of 256, in the mean; `together` was measured. Where `ranks` train together, on so many `hosts`, all is of the
+    whole job: rates, threads, cores.
     """
 
     threads: int
@@ -52,6 +53,8 @@ class Load:
     fits: bool = True
     between_s: float = 0.0
     uneven_s: float = 0.0
+    ranks: int = 1
+    hosts: float = 1.0  # of equal numbers of ranks
 
     @property
     def feed_s(self) -> float:
@@ -136,8 +139,9 @@ def _changes(load: Load) -> list[tuple[Change, str, dict[str, Any], Load]]:
     """Everything that could be changed: what it is, how it is said, the feed's settings for it, the load after."""
     found: list[tuple[Change, str, dict[str, Any], Load]] = []
     if load.threads < load.cores:
-        threads = ceil(load.cores) + 1  # one more keeps the cores busy at the end of a batch
-        found.append(("threads", f"--threads {threads}", {"threads": threads}, replace(load, threads=threads)))
+        threads = ceil(load.cores / load.ranks) + 1  # of a rank; one more keeps the cores busy at the end of a batch
+        after = replace(load, threads=threads * load.ranks)
+        found.append(("threads", f"--threads {threads}", {"threads": threads}, after))
     if load.uneven_s * load.together > UNEVEN and load.queue_depth < DEEPER:
         after = replace(load, uneven_s=0.0, queue_depth=DEEPER)
         found.append(("queue", f"a queue of {DEEPER} batches", {"queue_depth": DEEPER}, after))
@@ -156,5 +160,6 @@ def _changes(load: Load) -> list[tuple[Change, str, dict[str, Any], Load]]:
         found.append(("neighbours", "stop what else runs on these cores", {}, replace(load, neighbours=0.0)))
     lacking = max(1, ceil(load.demand * (load.feed_s + load.trainer_s) - load.free))
     more = replace(load, cores=load.cores + lacking, threads=load.threads + lacking)
-    found.append(("cores", f"{lacking} more core{'s' * (lacking > 1)}, --threads {more.threads}", {}, more))
+    threads = ceil(more.threads / load.ranks)
+    found.append(("cores", f"{lacking} more core{'s' * (lacking > 1)}, --threads {threads}", {}, more))
     return found

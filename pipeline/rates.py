@@ -7,8 +7,8 @@ CPU time is that of this process and its children, which holds on a shared machi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
@@ -58,6 +58,19 @@ def measure_rates(
             windows[name].append(_measure(factory(), seconds, discard))
             progress(1)
     return {name: _rate(those) for name, those in windows.items()}
+
+
+def in_step(rates: Sequence[Rate]) -> Rate:
+    """Of ranks that wait for one another at every step: the slowest one's rate, for each of them."""
+    slowest, ranks = min(rates, key=lambda rate: rate.img_s), len(rates)
+    return replace(
+        slowest,
+        img_s=ranks * slowest.img_s,
+        img_s_min=ranks * slowest.img_s_min,
+        img_s_max=ranks * slowest.img_s_max,
+        cores_used=sum(rate.cores_used for rate in rates),
+        rounds_img_s=tuple(ranks * img_s for img_s in slowest.rounds_img_s),
+    )
 
 
 def _measure(sizes: Iterator[int], seconds: float, discard: int) -> _Window:

@@ -36,7 +36,7 @@ p.note { color: #666; margin: .2rem 0 }
 
 def page(found: Findings, title: str) -> str:
     """The whole page, HTML."""
-    report = found.report
+    report, host_cores = found.report, found.load.cores / found.load.hosts
     sections = [
         f"<h1>{escape(report.verdict)}</h1><p>{escape(report.action)}</p>"
         f"<p><b>Cause</b> {escape(found.cause.name)}: {escape(found.cause.because)}</p>",
@@ -47,7 +47,7 @@ def page(found: Findings, title: str) -> str:
         _section("Steps", _timeline(found.steps[-SHOWN:]), f"The last {min(SHOWN, len(found.steps))} real steps."),
         _section("Waits", _waits(found), "Milliseconds. The first batch and epochs' edges stand apart."),
         _section("What to change", _actions(found), f"After that: {found.next_bottleneck}."),
-        _section("Cores in use", _bars(found.cpu_cores, max(found.load.cores, 1.0), "{:.2f}".format)),
+        _section("Cores in use", _bars(found.cpu_cores, max(host_cores, 1.0), "{:.2f}".format)),
         _section("Measured on", _table(_flat({**found.fingerprint, "memory": found.memory}))),
     ]
     return (

@@ -6,7 +6,7 @@ Every window begins at another place of the set, or it would find in memory what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any, get_args
@@ -37,6 +37,11 @@ class StageRates:
     reread: Rate
     cached: float | None
     set_bytes: int
+
+    def each(self, change: Callable[[Rate], Rate]) -> StageRates:
+        """With every rate changed."""
+        read, decode, full, reread = (change(rate) for rate in (self.read, self.decode, self.full, self.reread))
+        return replace(self, read=read, decode=decode, full=full, reread=reread)
 
     @property
     def storage(self) -> dict[str, Any]:

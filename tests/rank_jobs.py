@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +28,7 @@ SMALL = NetSpec(classes=5, width=0.05)
 # too (batches of 8, and nothing to learn in most of a pixel); at a tenth it stays a last bit.
 GENTLE = replace(SOURCE2012, rate_scale=0.1)
 STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
+SLOW_S = 0.08  # for a batch of a planted slow rank: many times its step
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,50 @@ def on_gpu(ranks: Ranks) -> dict[str, Any]:
     return {**step, **home, "gradients": gradients, "logits": logits, "backend": ranks.backend}
 
 
-def as_pair(ranks: Ranks, folder: Path) -> dict[str, Any]:
+def stall_report(ranks: Ranks, shards: Path, folder: Path) -> dict[str, Any]:
+    """Steps of this rank, and what rank 0 writes into `folder`, of the report on a small network that has trained. For
+    every batch rank 1's disk takes SLOW_S longer."""
+    import shard_fixtures  # DALI's and numba's time is for those ranks that want it
+    from stall_report import STALL, Trained, report
+
+    from pipeline.loader import FeedSettings
+    from pipeline.shards import ShardSet, open_shards
+    from pipeline.stall import StepClocks
+
+    class Disk(ShardSet):
+        def jpegs(self, ids: Any) -> list[Any]:
+            time.sleep(SLOW_S * ranks.place.rank)
+            return super().jpegs(ids)
+
+    opened = open_shards(shards)
+    disk = Disk(opened.folder, opened.manifest, opened.index, opened.manifest_sha256)
+    model, optimizer, towers = make(ranks)
+    trainer = Trainer(model, optimizer, LoopSettings(EPOCHS, STEPS, SEED), TrainState.start(), towers)
+    settings, clocks = FeedSettings(batch=ranks.place.world, threads=1, queue_depth=1), StepClocks()
+    for _ in range(2):
+        clocks.add(ranks.place.world, 0.1, 0.1, 0.2)
+    folder.mkdir(exist_ok=True)
+    steps: list[object] = []
+    model.register_forward_hook(lambda *_: steps.append(None))
+    run = Trained(disk, shard_fixtures.basis_of(opened), settings, trainer, folder, 0.02, stage_rounds=1, rounds=2)
+    report(run, clocks, ranks.spans.take())
+    return {"steps": len(steps), "record": json.loads((folder / STALL).read_text()) if ranks.first else None}
+
+
+def siblings_cpu_s(ranks: Ranks, burned_s: float = 0.2) -> float:
+    """CPU seconds of its job's other processes that rank 0 counts while rank 1 burns some."""
+    from pipeline.cpu_groups import cpu_mark
+
+    before = cpu_mark()
+    ranks.any(False)
+    started_s = time.process_time()
+    while ranks.place.rank and time.process_time() - started_s < burned_s:
+        pass
+    ranks.any(False)
+    return before.until(cpu_mark()).rest_of_job_s
+
+
+def as_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
     """What two ranks are asked."""
     return {
         "small": first_step(ranks),
@@ -209,6 +255,8 @@ def as_pair(ranks: Ranks, folder: Path) -> dict[str, Any]:
         "bfloat16": first_step(ranks, precision="bfloat16"),
         "double": in_double(ranks),
         "left early": left_early(ranks),
+        "stall report": stall_report(ranks, shards, folder.with_name("stall report")),
+        "siblings": siblings_cpu_s(ranks),
         "run": run(ranks, folder, stop_at=7),
     }
 

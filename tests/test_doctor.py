@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import count, pairwise
 from statistics import fmean, stdev
 
 import pytest
 
 from pipeline.cpu_groups import CpuMark, cpu_mark, group_of
-from pipeline.doctor import EmulatedTrainer, Observed, Round, Subject, observe
+from pipeline.doctor import EmulatedTrainer, Observed, Round, Step, Subject, observe, waited_for
 from pipeline.intervals import t_interval
 from pipeline.stall import Clocks
 
@@ -39,10 +41,55 @@ def test_windows_take_turns(rounds: int):
     assert after == real[1:]
     assert sum(a < 0 <= b for a, b in pairwise(taken)) == len(found.rounds) == rounds
     assert sum(b - a > 1 for a, b in pairwise(real)) == rounds, "the feed's own windows pass batches by"
-    assert found.clocks.images == 8 * (len(real) - 1 - 3 * rounds)
+    assert 0 < found.clocks.images <= 8 * (len(real) - 1 - 3 * rounds)
     assert found.clocks.elapsed_s == pytest.approx(sum(turn.clocks.elapsed_s for turn in found.rounds))
     for turn in found.rounds:
         assert turn.clocks.wait_s + turn.clocks.step_s <= turn.clocks.elapsed_s + 1e-9
+
+
+@dataclass
+class Clock:
+    """Goes on by what it is told, and ranks agree on it."""
+
+    at_s: float = 0.0
+    began_s: float = 0.0
+    windows_s: list[float] = field(default_factory=list)
+
+    def agree(self, number: int) -> int:
+        """Of a window: 0 where it begins, then the time that it has taken, whatever the number."""
+        if not number:
+            self.began_s = self.at_s
+            return 0
+        self.windows_s.append(self.at_s - self.began_s)
+        return round(1e9 * self.windows_s[-1])
+
+
+@pytest.mark.parametrize("ready", [0, 3, 20])
+def test_windows_are_as_long_as_they_should_be(ready: int):
+    """By the clock that ranks agree on, whatever was ready beforehand, and if it is more than is discarded."""
+    clock, batch_s, step_s = Clock(), 0.01, 0.004
+
+    def feed() -> Iterator[int]:
+        for number in count():
+            clock.at_s += batch_s if number >= ready else 0
+            yield number
+
+    def step(batch: int) -> None:
+        clock.at_s += step_s
+
+    found = observe(feed(), Subject[int](lambda _: 8, step), [-1], seconds=1.0, discard=1, rounds=2, agree=clock.agree)
+    assert max(clock.windows_s) == pytest.approx(1.0, rel=0.01)
+    for turn in found.rounds:
+        assert (turn.supply, turn.demand) == pytest.approx((8 / batch_s, 8 / step_s))
+        assert turn.clocks.images == 8 * round(1 / (batch_s + step_s))
+
+
+def test_what_others_wait_for_a_rank_s_batch_is_wait_not_step():
+    """Two ranks of one step: one waits 3 s for its batch, the other 1 s, and 2 s more in its step for the first."""
+    for wait_s, step_s in ((1.0, 5.0), (3.0, 3.0)):
+        own, step = Clocks(8, wait_s, step_s, 7.0), Step(0.0, wait_s, step_s, 1.0)
+        clocks, steps = waited_for(own, [step], lambda number: max(number, 3 * 10**9))
+        assert (clocks, steps) == (Clocks(8, 3.0, 3.0, 7.0), [Step(0.0, 3.0, 3.0, 1.0)])
 
 
 def test_the_whole_au_lies_among_the_rounds():

@@ -17,7 +17,7 @@ from pipeline.causes import Evidence, cause_of
 from pipeline.cpu_groups import GROUPS, CpuUse
 from pipeline.doctor import Observed, Round, Step
 from pipeline.findings import Findings, Setup, find, format_findings
-from pipeline.rates import Rate
+from pipeline.rates import Rate, in_step
 from pipeline.report_html import page
 from pipeline.stages import StageRates
 from pipeline.stall import PARTS, Clocks, StepClocks
@@ -129,6 +129,35 @@ def test_a_slow_rank_is_named():
     load = found_for("few cores").load
     cause = cause_of(Evidence("input-bound: decode", load, rank_supplies=(2000, 2010, 900, 1990)))
     assert (cause.name, "rank 2" in cause.because) == ("slow rank", True)
+
+
+def test_a_slow_rank_that_is_fast_enough_is_no_cause():
+    load = found_for("shared cores").load
+    assert load.supply > load.demand
+    assert cause_of(Evidence("contention", load, rank_supplies=(9000, 4500))).name == "shared cores"
+
+
+@pytest.mark.parametrize("name", ["few threads", "few cores", "slow storage", "shared cores"])
+def test_two_hosts_are_one_twice(name: str):
+    """A rank on each: rates, threads and cores are twice as many, an image costs what it did."""
+    _, _, apart, told, setup, _ = PLANTED[name]
+    one, seen_by_one = found_for(name), seen(apart, **told)
+    turns = [
+        Round(2 * turn.demand, replace(turn.clocks, images=2 * turn.clocks.images), 2 * turn.supply)
+        for turn in seen_by_one.rounds
+    ]
+    two = find(
+        apart.each(lambda rate: in_step([rate, replace(rate, img_s=2 * rate.img_s)])),
+        replace(seen_by_one, rounds=tuple(turns)),
+        replace(SETUP, **setup, ranks=2, hosts=2),
+        MEMORY,
+        {},
+    )
+    assert (two.report.verdict, two.cause.name) == (one.report.verdict, one.cause.name)
+    assert list(two.limits.values()) == pytest.approx([2 * rate for rate in one.limits.values()])
+    assert two.load.feed_s == pytest.approx(one.load.feed_s)
+    assert two.report.parts == pytest.approx(one.report.parts)
+    assert [action.settings for action in two.actions] == [action.settings for action in one.actions]
 
 
 def test_the_first_action_against_few_threads_is_more_of_them():

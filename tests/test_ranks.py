@@ -13,6 +13,7 @@ from rank_jobs import (
     BATCH,
     GENTLE,
     SEED,
+    SLOW_S,
     SMALL,
     Act,
     as_data_pair,
@@ -26,6 +27,7 @@ from rank_jobs import (
     run,
     run_ranks,
 )
+from shard_fixtures import sample, write_set
 
 from model import checkpoint
 from model.alexnet import TOWERS, NetSpec, tower_slice
@@ -55,7 +57,9 @@ class Answers:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """Two ranks stop their run after 7 of 20 steps; four go on with it."""
     root = tmp_path_factory.mktemp("ranks")
-    pair, data = run_ranks(root / "pair", 2, Act(as_pair, (root / "two",)), Act(as_data_pair, layout="data"))
+    (root / "shards").mkdir()
+    shards = write_set(root / "shards", [sample(number) for number in range(20)]).folder
+    pair, data = run_ranks(root / "pair", 2, Act(as_pair, (root / "two", shards)), Act(as_data_pair, layout="data"))
     (at_seven,) = [path for path in checkpoint.all_in(root / "two") if path.name.endswith("7")]
     again = root / "again" / at_seven.name
     shutil.copytree(root / "two", root / "four")
@@ -162,6 +166,31 @@ def test_a_step_on_gpus_is_the_step_on_one(tmp_path: Path):
     assert {step["backend"] for step in steps} == {"nccl" if torch.cuda.device_count() > 1 else "gloo"}
     same_step(steps, on_gpu(Ranks(device=torch.device("cuda"))))
     assert all(step["sent"] == step["calculated"] for step in steps)
+
+
+# ---- the stall report ---------------------------------------------------------------------------------------------
+
+
+def test_ranks_take_the_same_windows(answers: Answers):
+    """As many steps on each, though one feed is far slower; the record has what ranks wait for one another."""
+    first, second = (answer["stall report"] for answer in answers.ranks["pair"])
+    assert first["steps"] == second["steps"] > 0
+    record = first["record"]
+    assert record["au"] == pytest.approx(1 - sum(record["parts"].values()))
+    assert record["ranks"]["world"] == len(record["rank_supplies"]) == 2
+    assert set(record["rank_waits_s"]) == {"swap", "exchange"} and record["swap_s"] >= 0
+
+
+def test_a_slow_rank_is_named(answers: Answers):
+    """A planted one, by real feeds: all of them together are fed what it is fed, for each, and wait as it does."""
+    record = answers.ranks["pair"][0]["stall report"]["record"]
+    assert record["cause"]["name"] == "slow rank" and "rank 1 is fed" in record["cause"]["because"]
+    assert record["supply"] <= 2 / SLOW_S and record["waits_s"]["p50"] >= SLOW_S
+
+
+def test_the_cpu_time_of_another_rank_is_the_job_s(answers: Answers):
+    """Not a neighbour's: rank 1 burns 0.2 s, of which clocks may miss a tick or two."""
+    assert answers.ranks["pair"][0]["siblings"] > 0.15
 
 
 # ---- runs and checkpoints -----------------------------------------------------------------------------------------

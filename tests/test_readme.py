@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PARTS = {"cli", "stall_report"}  # of tools, and none themselves
 
 
 def test_the_tree_names_every_room_and_no_other():
@@ -21,7 +22,7 @@ def test_the_tree_names_every_room_and_no_other():
 def test_the_tree_names_every_tool():
     line = next(line for line in README.splitlines() if line.startswith("tools/ "))
     listed = line.removeprefix("tools/").partition(":")[0]
-    assert {path.stem for path in (ROOT / "tools").glob("*.py")} - {"cli"} == set(re.findall(r"\w+", listed))
+    assert {path.stem for path in (ROOT / "tools").glob("*.py")} - PARTS == set(re.findall(r"\w+", listed))
 
 
 def test_every_make_target_that_is_named_exists():
@@ -34,7 +35,7 @@ def test_every_command_that_is_shown_has_its_options():
     """Each `python tools/x.py ... --option` in the README: the tool's help knows it; every tool has help."""
     commands = re.findall(r"python tools/(\w+)\.py([^\n`|]*)", README)
     assert {name for name, _ in commands} >= {"make_shards", "compute_pca", "bench_loader", "train", "evaluate"}
-    tools = sorted({path.stem for path in (ROOT / "tools").glob("*.py")} - {"cli"})
+    tools = sorted({path.stem for path in (ROOT / "tools").glob("*.py")} - PARTS)
     with ThreadPoolExecutor(2) as pool:
         for name, text in zip(tools, pool.map(help_of, tools), strict=True):
             shown = {option for other, rest in commands if other == name for option in re.findall(r"--[a-z-]+", rest)}

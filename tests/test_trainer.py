@@ -20,7 +20,7 @@ from model.checkpoint import TrainState, latest, load_model, restore, save
 from model.optim import Momentum2012
 from model.recipe import PAPER, RECIPES, SOURCE2012, Plateau, Recipe, rates
 from model.runs import RunFolder
-from model.trainer import Diverged, Hooks, Interrupted, LoopSettings, Trainer, evaluate, hits, replay_rate, train_step
+from model.trainer import Diverged, Hooks, Interrupted, LoopSettings, Trainer, evaluate, hits, train_step
 
 SPEC = NetSpec(classes=5, width=0.05)
 STEPS = 3  # an epoch
@@ -227,15 +227,6 @@ def test_ties_score_in_shares():
     torch.testing.assert_close(hits(probabilities, right, 1), torch.tensor([0.0, 0.25, 1.0]).double())
     torch.testing.assert_close(hits(probabilities, right, 2), torch.tensor([1 / 3, 0.5, 1.0]).double())
     torch.testing.assert_close(hits(probabilities, right, 3), torch.tensor([2 / 3, 0.75, 1.0]).double())
-
-
-def test_demand_is_counted_from_real_steps():
-    model, optimizer = make()
-    before = model.fc8.weight.detach().clone()
-    stream = batches()
-    assert replay_rate(model, optimizer, [next(stream) for _ in range(2)], seconds=0.0) == 0.0  # no time, no images
-    assert replay_rate(model, optimizer, [next(stream) for _ in range(2)], seconds=0.2) > 0
-    assert not torch.equal(model.fc8.weight, before)
 
 
 # ---- checkpoints and run folders ----------------------------------------------------------------------------------

@@ -13,34 +13,31 @@ rank hangs, or when the last checkpoint could not be saved; with 2 on wrong inpu
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import psutil
 import torch
-from cli import Progress, cores, run
+from cli import Progress, run
+from stall_report import Trained, report
 
 from model import checkpoint, recipe
-from model.alexnet import AlexNet, DropoutDraws, NetSpec, layer_table
-from model.batch import Batch
+from model.alexnet import AlexNet, NetSpec, layer_table
 from model.checkpoint import TrainState
 from model.exchange import TowerExchange, joined, step_bytes
 from model.optim import Momentum2012
 from model.ranks import Layout, Ranks, cores_here, no_mark, ranks_here, restarts, start
-from model.runs import STALL, RunFolder, write_atomically
+from model.runs import RunFolder
 from model.trainer import (
     PRECISIONS,
     Diverged,
@@ -50,32 +47,17 @@ from model.trainer import (
     StepTimes,
     Trainer,
     evaluate,
-    replay_rate,
-    train_step,
-    wait_for,
 )
 from model.watch import Watch
 from pipeline import eigenbasis, stall
 from pipeline.augment import Lighting
-from pipeline.doctor import Subject, observe
 from pipeline.eigenbasis import Eigenbasis
-from pipeline.findings import find, format_findings, setup_of
-from pipeline.fingerprint import machine, memory
-from pipeline.graphs import Stage
-from pipeline.loader import Device, FeedSettings, OnBadSample, TrainFeed, default_threads, stage_sizes, view_feed
+from pipeline.loader import Device, FeedSettings, OnBadSample, TrainFeed, check_device, default_threads, view_feed
 from pipeline.order import Order, local_batch, steps_per_epoch
-from pipeline.rates import measure_rates
-from pipeline.report_html import page
 from pipeline.shards import ShardSet, open_shards
-from pipeline.stages import measure_stages
 from pipeline.tuning import load_tuned
 
-REPLAYED = 4  # batches: enough that none stays in a processor's cache
 KEPT = 3  # checkpoints: the last one, and two to go back to; the best one besides
-STAGE_ROUNDS = 2  # of the feed's stages in turn
-DOCTOR_ROUNDS = 5  # of feed, trainer and both in turn
-REPORT = "report.html"
-WAITS = {"swap": "halves of images", "exchange": "maps and their gradients", "sums": "sums of gradients"}
 
 Result = TypeVar("Result")
 
@@ -181,10 +163,7 @@ def launch() -> str | None:
 
 def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     """Opens and checks everything that the arguments name."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device is cuda, but torch sees no CUDA device here; use --device cpu, or install a CUDA torch"
-        )
+    check_device(device)
     rules = replace(recipe.recipe(args.recipe), rate_scale=args.rate_scale)
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its rates by the validation error; add --val SHARDS")
@@ -280,7 +259,8 @@ def train_and_report(job: Job) -> int:
         say(f"stopped after update {state.updates:,}; the same command with --resume goes on from there")
         return 0 if saved else 1
     waits_s = ranks.spans.take()
-    report(job, trainer, clocks, waits_s)
+    if job.stall_s:
+        report(Trained(job.shards, job.basis, job.feed, trainer, folder.path, job.stall_s), clocks, waits_s)
     if best := checkpoint.best(folder.checkpoints):
         say(f"best checkpoint: {best}")
     say(f"run folder: {folder.path}")
@@ -438,120 +418,6 @@ def validate(job: Job, trainer: Trainer, val: ShardSet, stopped: Callable[[], bo
     feed = view_feed(val, job.basis, job.feed, rank=place.rank, ranks=place.world)
     with closing(joined(feed, job.ranks, uneven=True)) as batches:
         return evaluate(trainer.model, batches, job.loop.precision, trainer.towers, stopped)
-
-
-def report(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[str, float]) -> None:
-    """Measures what explains the run, prints it and writes it into the run's folder."""
-    ranks, path = job.ranks, job.folder.path / STALL
-    say = print if ranks.first else ignore
-    if not job.stall_s:
-        return
-    if not clocks.steps:  # the run was complete already
-        say(f"this run is complete; its stall report is {path}")
-        return
-    say("measuring supply and demand for the stall report")
-    if ranks.place.world == 1:
-        examine(job, trainer, clocks, path)
-    else:
-        compare_ranks(job, trainer, clocks, waits_s, path)
-
-
-def examine(job: Job, trainer: Trainer, clocks: stall.StepClocks, path: Path) -> None:
-    """Supply, demand and both together in turn, explained: stall.json (`path`) and report.html."""
-    stages = measure_stages(job.shards, job.basis, job.feed, job.stall_s / STAGE_ROUNDS, STAGE_ROUNDS)
-    with TrainFeed(job.shards, job.basis, job.feed) as feed:
-        kept = [next(feed) for _ in range(REPLAYED)]
-        subject = subject_of(job, trainer)
-        observed = observe(feed, subject, kept, job.stall_s / DOCTOR_ROUNDS, job.feed.queue_depth + 1, DOCTOR_ROUNDS)
-    about = {"machine": machine(), "settings": asdict(job.feed), "manifest_sha256": job.shards.manifest_sha256}
-    found = find(stages, observed, setup_of(job.shards, job.feed, cores()), memory(), about, clocks=clocks)
-    write_atomically(path, json.dumps(found.record(), indent=1) + "\n")
-    write_atomically(path.with_name(REPORT), page(found, f"{job.folder.path.name}: {found.report.verdict}"))
-    print(f"\n{format_findings(found)}\n")
-
-
-def subject_of(job: Job, trainer: Trainer) -> Subject[Batch]:
-    """What trains, for the doctor: the loop's own step, and reading the loss as often as the loop does."""
-    losses: list[torch.Tensor] = []
-
-    def step(batch: Batch) -> None:
-        draws = DropoutDraws(0, len(losses))
-        losses.append(train_step(trainer.model, trainer.optimizer, batch, draws, job.loop.precision)[0])
-
-    def after(batch: Batch) -> None:
-        if len(losses) % job.loop.log_every == 0:
-            losses[-1].item()
-
-    settle = torch.cuda.synchronize if job.device.type == "cuda" else (lambda: None)
-    return Subject(lambda batch: len(batch.labels), step, settle, after)
-
-
-def compare_ranks(job: Job, trainer: Trainer, clocks: stall.StepClocks, waits_s: dict[str, float], path: Path) -> None:
-    """The same of several ranks together, by the run's own clocks, and what they wait for each other: stall.json."""
-    ranks = job.ranks
-    with job.local_feed() as feed, closing(joined(feed, ranks)) as batches:
-        kept: list[Batch] = [next(batches) for _ in range(REPLAYED)]
-    demand = replay_rate(trainer.model, trainer.optimizer, kept, job.stall_s, job.loop.precision, trainer.towers)
-    rates = feed_rates(job)
-    found = stall.diagnose(rates, demand, clocks.total())
-    record = {
-        **found.record(),
-        "wait_s": stall.percentiles(clocks.waits_s),
-        "step_s": stall.percentiles(clocks.steps_s),
-        "ranks": {**asdict(ranks.place), "backend": ranks.backend, "shared_gpu": ranks.shared_gpu},
-        **ranks_record(job, rates, clocks.steps + 1, waits_s),
-    }
-    if ranks.first:
-        write_atomically(path, json.dumps(record, indent=1) + "\n")
-        print(f"\n{stall.format_report(found)}\n\n{format_ranks(record)}\n")
-
-
-def ranks_record(job: Job, rates: stall.FeedRates, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:
-    """For stall.json: seconds that a step of rank 0 waits for others, and that the feed pays for swapping a batch."""
-    crossing = step_bytes(job.ranks.place, job.spec, job.recipe, job.feed.batch, job.loop.precision)
-    kinds = {"swap": "images", "exchange": "maps", "sums": "sums"}
-    return {
-        "waits_s": {what: waits_s.get(what, 0.0) / steps for what in WAITS if kinds[what] in crossing},
-        "sent_bytes": crossing,
-        "swap_s": max(0.0, job.feed.batch / rates.supply - job.feed.batch / rates.augmented),
-    }
-
-
-def format_ranks(record: dict[str, Any]) -> str:
-    """The same as two lines of text."""
-    waits = ", ".join(f"{seconds * 1000:.1f} ms for {WAITS[what]}" for what, seconds in record["waits_s"].items())
-    lines = [f"ranks      a step of rank 0 waits {waits}"]
-    if "images" in record["sent_bytes"]:
-        sent_mb = record["sent_bytes"]["images"] / 1e6
-        swap_ms = record["swap_s"] * 1000
-        lines.append(f"           swapping halves, {sent_mb:.1f} MB each way, costs the feed {swap_ms:.1f} ms a batch")
-    return "\n".join(lines)
-
-
-def feed_rates(job: Job) -> stall.FeedRates:
-    """Supply of all ranks together, whole and cut short. Ranks that swap halves pay for it last, as for a transfer."""
-    ranks, place = job.ranks, job.ranks.place
-    here = replace(job.feed, batch=local_batch(job.feed.batch, place.world))
-    feeds = {stage: partial(stage_sizes, job.shards, job.basis, here, stage) for stage in get_args(Stage)}
-    ranks.any(False)  # so that all begin together
-    stages = measure_rates(feeds, job.stall_s / STAGE_ROUNDS, STAGE_ROUNDS)
-    rates = ranks.total(torch.tensor([stages[stage].img_s for stage in get_args(Stage)], dtype=torch.float64)).tolist()
-    read, decoded, whole = rates
-    return stall.FeedRates(read, decoded, whole, swapped_rate(job) if place.is_pair else whole)
-
-
-def swapped_rate(job: Job) -> float:
-    """img/s of all ranks' feeds with the swap of halves; all ranks take the same number of batches."""
-    ranks, batches_taken = job.ranks, 0
-    with job.local_feed() as feed, closing(joined(feed, ranks)) as batches:
-        for _ in range(job.feed.queue_depth + 2):
-            next(batches)
-        started_s = time.perf_counter()
-        while ranks.any(time.perf_counter() - started_s < job.stall_s / STAGE_ROUNDS):
-            next(batches)
-            batches_taken += 1
-        wait_for(job.device)
-        return job.feed.batch * batches_taken / (time.perf_counter() - started_s)
 
 
 if __name__ == "__main__":
