@@ -43,6 +43,7 @@ MAY_USE = {
     "model/alexnet.py": {"torch"},
     "model/optim.py": {"torch"},
     "model/ranks.py": {"torch"},
+    "model/device_clock.py": {"torch"},
     "model/exchange.py": {"torch"},
     "model/watch.py": {"torch"},
     "model/checkpoint.py": {"torch", "safetensors"},
