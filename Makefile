@@ -51,8 +51,8 @@ bench: $(READY) ## what the feed supplies, by stage, and beside its peers
 bench-peers: $(READY) ## the feed beside bare decoding, SPDL, and a DataLoader over webdataset and Pillow
 	$(ROAD) peers
 
-gpu-check: $(READY) ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+gpu-check: $(READY) ## what needs a CUDA device: tests, pixels, rates, stall report, into one file of benchmarks/
+	$(ROAD) gpu-check
 
 clean: ## removes the environment and the caches; data/ and runs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

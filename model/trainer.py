@@ -21,6 +21,7 @@ from torch import Tensor
 from model.alexnet import AlexNet, DropoutDraws
 from model.batch import Batch
 from model.checkpoint import TrainState
+from model.device_clock import DeviceTimes, device_clock
 from model.exchange import TowerExchange
 from model.optim import Momentum2012, set_rates
 from model.recipe import rates
@@ -82,6 +83,7 @@ class Hooks:
             May raise Interrupted: the loop then ends, and a resumed one begins with this validation.
         save: at the end of an epoch, after validation, and where the settings say so: the state to keep.
         stopped: asked after every step; True ends the loop. All ranks must get the same answer.
+        on_device: a step's times on the device, once it has passed it; on the CPU there are none.
     """
 
     on_step: Callable[[int, StepTimes], None]
@@ -89,6 +91,7 @@ class Hooks:
     validate: Callable[[int], float | None]
     save: Callable[[TrainState], None]
     stopped: Callable[[], bool]
+    on_device: Callable[[DeviceTimes], None] = lambda times: None
 
 
 class Diverged(Exception):
@@ -134,7 +137,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 class Trainer:
-    """The loop: network, update rule, where they stand, and what they need of other ranks."""
+    """The loop: network, update rule, where they stand, what they need of other ranks, and a GPU's clock."""
 
     def __init__(
         self,
@@ -147,7 +150,9 @@ class Trainer:
         self.model, self.optimizer, self.settings, self.state = model, optimizer, settings, state
         self.towers, self.ranks = towers, towers.ranks
         self._pending: list[tuple[Tensor, Tensor]] = []  # results that are still on the device
+        self.clock = device_clock(self.ranks.device)
         self._times: list[StepTimes] = []  # since the last line of metrics
+        self._device_times: list[DeviceTimes] = []
 
     def fit(self, batches: Iterator[Batch], hooks: Hooks) -> bool:
         """Trains to the end of the run (True) or until `hooks.stopped` (False)."""
@@ -155,6 +160,7 @@ class Trainer:
             self._fit(batches, hooks)
         except Interrupted:
             pass
+        self._read_clock(hooks, last=True)
         self.settle()
         return self.state.updates >= self.settings.updates and not self._validation_is_due
 
@@ -179,12 +185,14 @@ class Trainer:
             times = StepTimes(got_s - started_s, ended_s - got_s, ended_s - previous_s)
             hooks.on_step(images, times)
             self._times.append(times)
+            self._read_clock(hooks)
             if state.updates % settings.log_every == 0:
-                hooks.on_log(self._log_line(images))
+                hooks.on_log(self._log_line(images, hooks))
             if self._validation_is_due:
                 self._end_epoch(hooks)
                 ended_s = time.perf_counter()
             elif settings.save_every and state.updates % settings.save_every == 0:
+                self._read_clock(hooks, last=True)
                 self.settle()
                 hooks.save(state)
                 ended_s = time.perf_counter()
@@ -198,7 +206,11 @@ class Trainer:
         images = len(batch.labels) * place.data_ranks
         draws = DropoutDraws(self.settings.seed, state.updates, place.first_row(images), images)
         self.ranks.mark("its own part of the step")
+        if self.clock:
+            self.clock.begin()
         results = train_step(self.model, self.optimizer, batch, draws, self.settings.precision, self.towers)
+        if self.clock:
+            self.clock.end()
         self._pending.append(results)
         state.step += 1
         state.updates += 1
@@ -222,6 +234,13 @@ class Trainer:
         if values[-1, 0] > 0:
             raise Diverged(f"weights are not finite after update {self.state.updates}; lower the rates (--rate-scale)")
 
+    def _read_clock(self, hooks: Hooks, last: bool = False) -> None:
+        """Passes on what the device has passed; `last` waits for it: what follows is no gap between steps."""
+        if self.clock:
+            for times in self.clock.finish() if last else self.clock.passed():
+                self._device_times.append(times)
+                hooks.on_device(times)
+
     def _begin_epoch(self) -> None:
         state, settings = self.state, self.settings
         if state.epoch < settings.epochs:
@@ -230,6 +249,7 @@ class Trainer:
             self._rate = now["fc8"].weight
 
     def _end_epoch(self, hooks: Hooks) -> None:
+        self._read_clock(hooks, last=True)
         self.settle()
         state, plateau = self.state, self.model.recipe.plateau
         error = hooks.validate(state.epoch)
@@ -240,9 +260,11 @@ class Trainer:
         hooks.save(state)
         self._begin_epoch()
 
-    def _log_line(self, batch: int) -> dict[str, Any]:
-        """Means over the steps since the last line; times are those of this process."""
+    def _log_line(self, batch: int, hooks: Hooks) -> dict[str, Any]:
+        """Means over the steps since the last line; times are those of this process, and of its device where it has a
+        clock and a gap was measured."""
         self.settle()
+        self._read_clock(hooks)
         state, times = self.state, self._times
         line = {
             "epoch": state.epoch,
@@ -254,9 +276,12 @@ class Trainer:
             "wait_s": sum(t.wait_s for t in times) / len(times),
             "step_s": sum(t.step_s for t in times) / len(times),
         }
+        if gaps_s := [t.gap_s for t in self._device_times if t.gap_s is not None]:
+            line["device_gap_s"] = sum(gaps_s) / len(gaps_s)
         state.losses.clear()
         state.corrects.clear()
         times.clear()
+        self._device_times.clear()
         return line
 
 

@@ -187,6 +187,13 @@ def supply_of(
     return _Windows(seconds, agree).rate("feed", partial(_fed, feed, subject))
 
 
+def demand_of(subject: Subject[B], kept: Sequence[B], seconds: float, agree: Callable[[int], int] = alone) -> float:
+    """img/s of steps on `kept` batches, by one window as `observe` has it."""
+    subject.step(kept[0])  # first-use costs are nobody's
+    subject.settle()
+    return _Windows(seconds, agree).rate("replay", partial(_replayed, kept, subject))
+
+
 class _Windows:
     """Windows of about `seconds`, in batches. Times are the slowest rank's: all ranks find the same numbers by them."""
 

@@ -179,7 +179,7 @@ def load_of(
 
 def run_record(clocks: StepClocks) -> dict[str, Any]:
     """Of a whole run: img/s, the share of its time that the clocks cost, waits and steps in seconds; the wait for its
-    first batch and those at epochs' edges."""
+    first batch and those at epochs' edges; gaps between steps, and steps, by the clock of a GPU, None without one."""
     total = clocks.total()
     return {
         "img_s": total.images / total.elapsed_s,
@@ -188,6 +188,8 @@ def run_record(clocks: StepClocks) -> dict[str, Any]:
         "edge_waits_s": percentiles(clocks.edge_waits_s) if clocks.edge_waits_s else None,
         "waits_s": percentiles(clocks.waits_s),
         "steps_s": percentiles(clocks.steps_s),
+        "device_gaps_s": percentiles(clocks.device_gaps_s) if clocks.device_gaps_s else None,
+        "device_steps_s": percentiles(clocks.device_steps_s) if clocks.device_steps_s else None,
     }
 
 
@@ -214,6 +216,11 @@ def format_findings(found: Findings) -> str:
     if edges := found.run.get("edge_waits_s"):
         lines.append(
             f"edges      waits of the run where epochs began: p50 {_ms(edges['p50'])}, max {_ms(edges['max'])}"
+        )
+    if gaps := found.run.get("device_gaps_s"):
+        lines.append(
+            f"device     gaps p50 {_ms(gaps['p50'])}, p95 {_ms(gaps['p95'])}, p99 {_ms(gaps['p99'])} between steps of"
+            f" {_ms(found.run['device_steps_s']['p50'])}; where no wait is as long, the host's"
         )
     lines += [f"action {n}   {action}" for n, action in enumerate(found.actions[:4], 1)]
     return "\n".join([*lines, f"then       the next bottleneck is {found.next_bottleneck}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,25 @@ import psutil
 
 
 def machine() -> dict[str, Any]:
-    """Cores (that this process may use, and all), CPU model, bytes of RAM, kernel."""
+    """Cores (that this process may use, and all), CPU model, bytes of RAM, kernel, GPUs."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cores_of_machine": os.cpu_count(),
         "cpu": cpu_model(),
         "ram_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
+        "gpus": gpus(),
     }
+
+
+def gpus() -> list[str]:
+    """Name, memory and driver of each GPU, as NVIDIA's driver tells; none where there is no such driver."""
+    question = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(question, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return told.splitlines()
 
 
 def cpu_model() -> str:

@@ -125,7 +125,12 @@ def _svg(height: float, drawn: Iterable[str]) -> str:
 
 def _waits(found: Findings) -> str:
     run = found.run
-    rows = {"windows": found.waits_s, "whole run": run.get("waits_s"), "epochs' edges": run.get("edge_waits_s")}
+    rows = {
+        "windows": found.waits_s,
+        "whole run": run.get("waits_s"),
+        "epochs' edges": run.get("edge_waits_s"),
+        "gaps on the device": run.get("device_gaps_s"),
+    }
     names = ("p50", "p95", "p99", "max")
     cells = "".join(
         f"<tr><td>{escape(row)}</td>{''.join(_number(1000 * values[name]) for name in names)}</tr>"

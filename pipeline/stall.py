@@ -57,12 +57,17 @@ class Clocks:
 
 class StepClocks:
     """Clocks of every step. The first is kept apart, as `first_wait_s`: it waits for the first batch and pays for first
-    use. Waits for the first batch of every later epoch are in `edge_waits_s`, too."""
+    use. Waits for the first batch of every later epoch are in `edge_waits_s`, too.
+
+    Of a GPU there are also `device_gaps_s`, for which it had no step to work on, and `device_steps_s`, its own time for
+    each step after a gap. Gaps with waits as long come from the input. Gaps without them come from the host, late with
+    the next launch: a callback, logging, reading a loss back. Waits without gaps cost nothing."""
 
     def __init__(self) -> None:
         self.images, self.waits_s, self.steps_s, self._loops_s = 0, list[float](), list[float](), list[float]()
         self.first_wait_s: float | None = None
         self.edge_waits_s = list[float]()
+        self.device_gaps_s, self.device_steps_s = list[float](), list[float]()
 
     def add(self, images: int, wait_s: float, step_s: float, loop_s: float, edge: bool = False) -> None:
         """Takes in one step; `loop_s` is the time since the step before ended, `edge` says that it began an epoch."""
@@ -75,6 +80,12 @@ class StepClocks:
         self.waits_s.append(wait_s)
         self.steps_s.append(step_s)
         self._loops_s.append(loop_s)
+
+    def add_device(self, gap_s: float | None, step_s: float) -> None:
+        """Takes in a step on the device and the gap before it; one without a gap, as the first, does not count."""
+        if gap_s is not None:
+            self.device_gaps_s.append(gap_s)
+            self.device_steps_s.append(step_s)
 
     @property
     def steps(self) -> int:

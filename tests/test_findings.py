@@ -197,6 +197,19 @@ def test_a_run_s_first_batch_and_edges_stand_apart():
     assert found.run["edge_waits_s"]["max"] == 0.5
     assert f"{found.run['clocks_share']:.4%}" in format_findings(found)
     assert "500.0 ms" in format_findings(found)
+    assert found.run["device_gaps_s"] is None and "device " not in format_findings(found)
+
+
+def test_a_run_s_device_gaps_are_shown():
+    clocks = StepClocks()
+    for n in range(101):
+        clocks.add(8, 0.0, 0.1, 0.1)
+        clocks.add_device(n / 1000, 0.25)
+    _, _, apart, told, *_ = PLANTED["none"]
+    found = find(apart, seen(apart, **told), SETUP, MEMORY, {}, clocks=clocks)
+    (line,) = (line for line in format_findings(found).splitlines() if line.startswith("device "))
+    assert "gaps p50 50.0 ms, p95 95.0 ms, p99 99.0 ms" in line and "250.0 ms" in line and len(line) <= 120
+    assert "gaps on the device" in page(found, "a run")
 
 
 class _Checked(HTMLParser):

@@ -15,9 +15,10 @@ from PIL import Image
 from shard_fixtures import basis_of, decoded, jpeg_of, sample, write_set
 
 from pipeline import loader
-from pipeline.augment import Lighting, draw, mean_of, reference_train, reference_views
+from pipeline.augment import Lighting, mean_of, reference_views
 from pipeline.loader import FeedSettings, TrainFeed, stage_feed, view_feed
 from pipeline.rates import measure_rates
+from pipeline.reference import reference_batch
 from pipeline.shards import Sample
 
 SAMPLES = 27  # three batches of 8 and a tail
@@ -46,12 +47,7 @@ def take(shards, basis, number, how, **start):
 
 def expected_images(shards, basis, how, batch):
     """What the reference makes of the batch's samples."""
-    ids = batch.ids.numpy(force=True)
-    draws = draw(how.seed, batch.epoch, ids, how.positions)
-    offsets, divisor = how.lighting_at(batch.epoch).colour(draws.normals, basis)
-    mean = mean_of(basis, how.mean)
-    rows = zip(ids, draws.top, draws.left, draws.mirror, offsets, strict=True)
-    return np.stack([reference_train(decoded(shards, i), t, x, m, o, divisor, mean) for i, t, x, m, o in rows])
+    return reference_batch(shards, basis, how, batch.epoch, batch.ids.numpy(force=True))[0]
 
 
 def digest(batch):

@@ -83,6 +83,13 @@ def test_the_first_step_does_not_count():
     assert times.total() == Clocks(24, 1.5, 3.0, pytest.approx(4.8))
 
 
+def test_device_steps_count_with_the_gap_before_them():
+    times = StepClocks()
+    for gap_s, step_s in ((None, 9.0), (0.25, 1.0), (0.5, 2.0), (None, 3.0)):
+        times.add_device(gap_s, step_s)
+    assert (times.device_gaps_s, times.device_steps_s) == ([0.25, 0.5], [1.0, 2.0])
+
+
 def test_percentiles_are_in_order():
     found = percentiles(list(np.random.default_rng(0).exponential(size=500)))
     assert list(found) == ["p50", "p95", "p99", "max"]

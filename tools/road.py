@@ -2,7 +2,7 @@
 
     python tools/road.py train                        # a drawn sample of ImageNet
     IMAGENET=/folder python tools/road.py train       # the real files, in any layout that make_shards reads
-    python tools/road.py sample | shards | pca | train | bench | peers      # as far as that
+    python tools/road.py sample | shards | pca | train | bench | peers | gpu-check
     python tools/road.py health                       # whether the run still writes; for a container's healthcheck
 
 What is there and whole is skipped. Settings are environment variables, the same for make and for .env: IMAGENET; DATA
@@ -32,7 +32,8 @@ import psutil
 from cli import cores, run
 
 TOOLS = Path(__file__).parent
-STAGES = ("sample", "shards", "pca", "train", "bench", "peers", "health")
+STAGES = ("sample", "shards", "pca", "train", "bench", "peers", "gpu-check", "health")
+ENDS = ("train", "bench", "peers", "gpu-check")  # each of them after all that come before these
 STOPPED = 128 + signal.SIGTERM
 
 # The sample is 1,800 drawn pictures of 12 classes, and the machine may have 2 cores: a net of an eighth of the width,
@@ -184,7 +185,7 @@ def main() -> int:
         writable(folder)
     steps = Steps()
     for part in STAGES[: STAGES.index(stage) + 1]:
-        if part == stage or part not in ("train", "bench", "peers"):
+        if part == stage or part not in ENDS:
             code = take(part, road, steps)
             if code:
                 return code
@@ -206,10 +207,22 @@ def take(part: str, road: Road, steps: Steps) -> int:
             return steps.tool("bench_loader", train, *device) or steps.tool("bench_peers", train)
         case "peers":
             return steps.tool("bench_peers", train)
+        case "gpu-check":
+            return gpu_check(road, steps)
     choice = ranks_for(road.train_options)
     print(f"ranks: {choice.why}", flush=True)
     where = ["--val", road.shards / "val", "--runs", road.runs, "--run", road.run, "--resume"]
     return steps.tool("train", train, *where, *road.train_options, ranks=choice.ranks)
+
+
+def gpu_check(road: Road, steps: Steps) -> int:
+    """Shards the same pictures square, too, and has everything checked that wants a GPU."""
+    square, workers = road.shards.with_name(f"{road.shards.name}-square"), ["--workers", road.workers]
+    how = ["--stored", "square", "--split", "train", *workers, *road.shard_options]
+    code = steps.tool("make_shards", road.source, square, *how)
+    if not code and not has_eigenbasis(square / "train"):
+        code = steps.tool("compute_pca", square / "train", *workers)
+    return code or steps.tool("gpu_check", road.shards / "train", "--square", square / "train")
 
 
 def ranks_for(train_options: list[str]) -> Choice:

@@ -34,6 +34,7 @@ from stall_report import Trained, report
 from model import checkpoint, recipe
 from model.alexnet import AlexNet, NetSpec, layer_table
 from model.checkpoint import TrainState
+from model.device_clock import DeviceTimes
 from model.exchange import TowerExchange, joined, step_bytes
 from model.optim import Momentum2012
 from model.ranks import Layout, Ranks, cores_here, no_mark, ranks_here, restarts, start
@@ -353,6 +354,9 @@ def train(job: Job, trainer: Trainer, clocks: stall.StepClocks) -> tuple[bool, b
             clocks.add(images, times.wait_s, times.step_s, times.loop_s, edge=state.step == 1)
             progress(images)
 
+        def on_device(times: DeviceTimes) -> None:
+            clocks.add_device(times.gap_s, times.step_s)
+
         def log(line: dict[str, Any]) -> None:
             nonlocal warned
             try:
@@ -377,7 +381,7 @@ def train(job: Job, trainer: Trainer, clocks: stall.StepClocks) -> tuple[bool, b
             progress.say(f"epoch {epoch + 1} of {job.loop.epochs}: {told}")
             return 1 - scores.top1
 
-        finished = trainer.fit(batches, Hooks(on_step, on_log, validate_epoch, save, stopped))
+        finished = trainer.fit(batches, Hooks(on_step, on_log, validate_epoch, save, stopped, on_device))
         save(state)
         if bad := feed.bad_samples:
             progress.say("\n  ".join([f"skipped {len(bad)} damaged picture{'s' * (len(bad) > 1)}:", *bad]))
