@@ -2,14 +2,15 @@
 
     python tools/bench_loader.py SHARDS [--device cpu|cuda] [--batch N] [--threads N] [--order global|windowed] [--cold]
                                         [--seconds S] [--json FILE]
-                                        [--demand IMG_S [--au-bar 0.95] [--plot FILE] [--verify] [--tune FILE]]
+                                        [--demand IMG_S | --trainer [--width W]]
+                                        [--au-bar 0.95] [--plot FILE] [--verify] [--tune FILE]
 
 Prints a table for people, then one line of JSON for programs. Wants SHARDS/eigenbasis.json, which compute_pca makes.
 Says which share of the set is in the page cache; with --cold the kernel forgets the set before every window.
-With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while: the stall report
-of that, and exit code 1 where it waits so much that AU is below the bar. --verify makes the first proposed change that
-it can make (settings; the set read into memory), and measures again. --tune searches the settings for that demand;
-train.py --tuned FILE takes them.
+With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while, with --trainer
+the network itself: the stall report of that, and exit code 1 where it waits so much that AU is below the bar. --verify
+makes the first proposed change that it can make (settings; the set read into memory), and measures again. --tune
+searches the settings for that demand; train.py --tuned FILE takes them.
 """
 
 from __future__ import annotations
@@ -24,14 +25,22 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from cli import Progress, cores, run, write_json
+from stall_report import REPLAYED, subject_of
 
+from model.alexnet import AlexNet, NetSpec
+from model.checkpoint import TrainState
+from model.exchange import TowerExchange
+from model.optim import Momentum2012
+from model.ranks import start
+from model.recipe import SOURCE2012, rates
+from model.trainer import LoopSettings, Trainer
 from pipeline import doctor, eigenbasis
 from pipeline.doctor import EmulatedTrainer, Observed, Subject, observe
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.findings import Findings, find, format_findings, setup_of
 from pipeline.fingerprint import machine, memory
-from pipeline.loader import FeedSettings, order_of, stage_sizes
-from pipeline.order import Order, shuffle_quality
+from pipeline.loader import FeedSettings, TrainFeed, order_of, stage_sizes
+from pipeline.order import Order, shuffle_quality, steps_per_epoch
 from pipeline.rates import Rate, measure_rates
 from pipeline.report_html import page
 from pipeline.shards import ShardSet, open_shards
@@ -39,6 +48,7 @@ from pipeline.stages import ROUNDS, measure_stages, storage_in_words, windows
 from pipeline.stall import AU_BAR
 from pipeline.tuning import HEADROOM, choices, speed_of, tune
 
+TIMEOUT_S = 300.0  # of ranks that wait for others: here is one
 WORK = {
     "read": "read",
     "decode": "read + decode",
@@ -50,7 +60,9 @@ WORK = {
 def main() -> int:
     """Measures and prints; returns the exit code."""
     arguments = _arguments()
-    trainer = None if arguments.demand is None else EmulatedTrainer(arguments.demand)
+    trainer: EmulatedTrainer | Trainer | None = None
+    if arguments.demand is not None:
+        trainer = EmulatedTrainer(arguments.demand)
     if not 0 < arguments.au_bar <= 1:
         raise ValueError(f"--au-bar {arguments.au_bar:g}; AU is a share, above 0 and at most 1")
     shards = open_shards(arguments.shards)
@@ -66,9 +78,9 @@ def main() -> int:
     quality = shuffle_quality(order_of(shards, settings, 0), index["shard"], index["label"], settings.batch)
     print(f"order {settings.order}: {quality}")
     with Progress("measuring", windows(), "windows") as progress:
-        rates = measure_stages(shards, basis, settings, arguments.seconds, ROUNDS, progress, arguments.cold)
-    print(table({words: getattr(rates, stage) for stage, words in WORK.items()}))
-    print(f"storage: {storage_in_words(rates.storage)}{'; forgotten before each window' * arguments.cold}")
+        stages = measure_stages(shards, basis, settings, arguments.seconds, ROUNDS, progress, arguments.cold)
+    print(table({words: getattr(stages, stage) for stage, words in WORK.items()}))
+    print(f"storage: {storage_in_words(stages.storage)}{'; forgotten before each window' * arguments.cold}")
     record = {
         "shards": str(arguments.shards),
         "manifest_sha256": shards.manifest_sha256,
@@ -77,20 +89,22 @@ def main() -> int:
         "rounds": ROUNDS,
         "cold": arguments.cold,
         "shuffle": asdict(quality),
-        "stages": asdict(rates),
+        "stages": asdict(stages),
     }
     found = None
+    if arguments.trainer:
+        trainer = network(shards, settings, arguments.width)
     if trainer is not None:
         bench = Bench(shards, basis, settings, trainer, arguments.seconds)
         about = {"machine": machine(), **{name: record[name] for name in ("shards", "manifest_sha256", "settings")}}
-        found = find(rates, bench.fed(), setup_of(shards, settings, cores()), memory(), about, arguments.au_bar)
+        found = find(stages, bench.fed(), setup_of(shards, settings, cores()), memory(), about, arguments.au_bar)
         print(f"\n{format_findings(found)}\n")
         record["stall"] = found.record()
         write_page(arguments.plot, found)
         if arguments.verify:
             record["verified"] = verified(found, bench)
         if arguments.tune is not None:
-            write_json(arguments.tune, {**tuned_for(bench), "fingerprint": about})
+            write_json(arguments.tune, {**tuned_for(bench, found.report.demand), "fingerprint": about})
     print(json.dumps(record))
     write_json(arguments.json, record)
     return int(found is not None and found.report.au < arguments.au_bar)
@@ -98,20 +112,36 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Bench:
-    """A feed and an emulated trainer, to be measured in windows of `seconds`."""
+    """A feed and a trainer, to be measured in windows of `seconds`."""
 
     shards: ShardSet
     basis: Eigenbasis
     settings: FeedSettings
-    trainer: EmulatedTrainer
+    trainer: EmulatedTrainer | Trainer
     seconds: float
 
     def fed(self) -> Observed:
         """The feed alone, the trainer on batches that are there, and both together."""
-        feed = cast(Generator[int], stage_sizes(self.shards, self.basis, self.settings, "full"))
-        subject, kept = Subject[int](size=int, step=self.trainer), [self.settings.batch]
-        with closing(feed), Progress("feeding the trainer", doctor.ROUNDS, "rounds") as progress:
-            return observe(feed, subject, kept, self.seconds, self.settings.queue_depth + 1, progress=progress)
+        discard = self.settings.queue_depth + 1
+        with Progress("feeding the trainer", doctor.ROUNDS, "rounds") as progress:
+            if isinstance(self.trainer, Trainer):
+                with TrainFeed(self.shards, self.basis, self.settings) as batches:
+                    kept = [next(batches) for _ in range(REPLAYED)]
+                    subject = subject_of(self.trainer, self.settings.batch)
+                    return observe(batches, subject, kept, self.seconds, discard, progress=progress)
+            with closing(cast(Generator[int], stage_sizes(self.shards, self.basis, self.settings, "full"))) as sizes:
+                sleeper = Subject[int](size=int, step=self.trainer)
+                return observe(sizes, sleeper, [self.settings.batch], self.seconds, discard, progress=progress)
+
+
+def network(shards: ShardSet, settings: FeedSettings, width: float) -> Trainer:
+    """The network of 2012, both towers here, as train.py begins it."""
+    ranks = start("towers", settings.device, TIMEOUT_S)
+    spec = NetSpec(len(shards.manifest.classes), width)
+    model = AlexNet(spec, SOURCE2012, ranks.place.towers, settings.seed).to(ranks.device)
+    optimizer = Momentum2012(model.named_parameters(), SOURCE2012, rates(SOURCE2012, 0, SOURCE2012.epochs))
+    loop = LoopSettings(SOURCE2012.epochs, steps_per_epoch(len(shards), settings.batch), settings.seed)
+    return Trainer(model, optimizer, loop, TrainState.start(), TowerExchange(ranks, model))
 
 
 def write_page(path: Path | None, found: Findings) -> None:
@@ -147,9 +177,9 @@ def warm(shards: ShardSet) -> None:
                 pass
 
 
-def tuned_for(bench: Bench) -> dict[str, Any]:
+def tuned_for(bench: Bench, demand: float) -> dict[str, Any]:
     """Searches and prints; the record for --tune's file."""
-    eager = EmulatedTrainer(bench.trainer.demand * HEADROOM)
+    eager = EmulatedTrainer(demand * HEADROOM)
 
     def paced(settings: FeedSettings) -> Iterator[int]:
         for images in stage_sizes(bench.shards, bench.basis, settings, "full"):
@@ -168,7 +198,7 @@ def tuned_for(bench: Bench) -> dict[str, Any]:
     for trial in trials:
         print(f"tune       {in_words(trial.settings)}: {trial.img_s:,.0f} img/s")
     print(f"tuned      {in_words(speed_of(best))}\n")
-    return {"settings": speed_of(best), "demand": bench.trainer.demand, "trials": [asdict(trial) for trial in trials]}
+    return {"settings": speed_of(best), "demand": demand, "trials": [asdict(trial) for trial in trials]}
 
 
 def in_words(settings: dict[str, Any]) -> str:
@@ -197,15 +227,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--order", choices=get_args(Order), default=FeedSettings.order)
     parser.add_argument("--cold", action="store_true", help="have the kernel forget the set before every window")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (default 5)")
-    parser.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
+    fed = parser.add_mutually_exclusive_group()
+    fed.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
+    fed.add_argument("--trainer", action="store_true", help="feed the network itself on trial, with recipe source2012")
+    parser.add_argument("--width", type=float, default=1.0, metavar="W", help="scales the network's maps (default 1)")
     parser.add_argument("--au-bar", type=float, default=AU_BAR, help="exit with 1 below (default %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="of --demand's report as an HTML page")
     parser.add_argument("--verify", action="store_true", help="make the first proposed change and measure again")
     parser.add_argument("--tune", type=Path, metavar="FILE", help="search settings for the demand, write them here")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     arguments = parser.parse_args()
-    if arguments.demand is None and (arguments.verify or arguments.tune or arguments.plot):
-        parser.error("--verify, --tune and --plot want a --demand")
+    fed_on_trial = arguments.trainer or arguments.demand is not None
+    if not fed_on_trial and (arguments.verify or arguments.tune or arguments.plot):
+        parser.error("--verify, --tune and --plot want a --demand or --trainer")
     return arguments
 
 

@@ -88,7 +88,7 @@ def examine(run: Trained, clocks: StepClocks) -> Findings:
     """Supply, demand and both together in turn, explained."""
     ranks, place, swapped = run.ranks, run.ranks.place, None
     here = local_stages(run)
-    subject, agree = subject_of(run), ranks.largest
+    subject, agree = subject_of(run.trainer, run.feed.batch), ranks.largest
     discard = run.feed.queue_depth + 1 + place.is_pair  # one more is ahead where halves are swapped
     with (
         TrainFeed(run.shards, run.basis, run.feed, rank=place.rank, ranks=place.world) as feed,
@@ -142,9 +142,10 @@ def gathered(row: Sequence[float], ranks: Ranks) -> list[list[float]]:
     return found
 
 
-def subject_of(run: Trained) -> Subject[Batch]:
-    """What trains, for the doctor: the loop's own step, and reading the loss as often as the loop does."""
-    trainer, batch, place = run.trainer, run.feed.batch, run.ranks.place
+def subject_of(trainer: Trainer, batch: int) -> Subject[Batch]:
+    """What trains, for the doctor: the loop's own step, and reading the loss as often as the loop does. `batch` is the
+    global one."""
+    place = trainer.ranks.place
     losses: list[torch.Tensor] = []
 
     def step(rows: Batch) -> None:
@@ -156,7 +157,7 @@ def subject_of(run: Trained) -> Subject[Batch]:
         if len(losses) % trainer.settings.log_every == 0:
             losses[-1].item()
 
-    return Subject(lambda rows: batch, step, partial(wait_for, run.ranks.device), after)
+    return Subject(lambda rows: batch, step, partial(wait_for, trainer.ranks.device), after)
 
 
 def ranks_record(run: Trained, rates: FeedRates, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:
