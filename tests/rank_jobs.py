@@ -28,7 +28,7 @@ SMALL = NetSpec(classes=5, width=0.05)
 # too (batches of 8, and nothing to learn in most of a pixel); at a tenth it stays a last bit.
 GENTLE = replace(SOURCE2012, rate_scale=0.1)
 STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
-SLOW_S = 0.08  # for a batch of a planted slow rank: many times its step
+SLOW_S = 0.07  # for a batch of a planted slow rank: many times its step
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ def on_gpu(ranks: Ranks) -> dict[str, Any]:
     return {**step, **home, "gradients": gradients, "logits": logits, "backend": ranks.backend}
 
 
-def stall_report(ranks: Ranks, shards: Path, folder: Path) -> dict[str, Any]:
+def stall_report(ranks: Ranks, shards: Path, folder: Path, slow_s: float = 0.0) -> dict[str, Any]:
     """Steps of this rank, and what rank 0 writes into `folder`, of the report on a small network that has trained. For
-    every batch rank 1's disk takes SLOW_S longer."""
+    every batch rank 1's disk takes `slow_s` longer."""
     import shard_fixtures  # DALI's and numba's time is for those ranks that want it
     from stall_report import STALL, Trained, report
 
@@ -216,7 +216,7 @@ def stall_report(ranks: Ranks, shards: Path, folder: Path) -> dict[str, Any]:
 
     class Disk(ShardSet):
         def jpegs(self, ids: Any) -> list[Any]:
-            time.sleep(SLOW_S * ranks.place.rank)
+            time.sleep(slow_s * ranks.place.rank)
             return super().jpegs(ids)
 
     opened = open_shards(shards)
@@ -229,7 +229,7 @@ def stall_report(ranks: Ranks, shards: Path, folder: Path) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     steps: list[object] = []
     model.register_forward_hook(lambda *_: steps.append(None))
-    run = Trained(disk, shard_fixtures.basis_of(opened), settings, trainer, folder, 0.02, stage_rounds=1, rounds=2)
+    run = Trained(disk, shard_fixtures.basis_of(opened), settings, trainer, folder, 0.1, stage_rounds=1, rounds=2)
     report(run, clocks, ranks.spans.take())
     return {"steps": len(steps), "record": json.loads((folder / STALL).read_text()) if ranks.first else None}
 
@@ -266,6 +266,7 @@ def as_four(ranks: Ranks, folder: Path, again: Path) -> dict[str, Any]:
     return {"small": first_step(ranks), "run": run(ranks, folder, again=again)}
 
 
-def as_data_pair(ranks: Ranks) -> dict[str, Any]:
+def as_data_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
     """What two ranks with both towers each are asked."""
-    return {"small": first_step(ranks)}
+    report = stall_report(ranks, shards, folder.with_name("stall report, slow rank"), SLOW_S)
+    return {"small": first_step(ranks), "stall report": report}

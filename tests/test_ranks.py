@@ -59,7 +59,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     root = tmp_path_factory.mktemp("ranks")
     (root / "shards").mkdir()
     shards = write_set(root / "shards", [sample(number) for number in range(20)]).folder
-    pair, data = run_ranks(root / "pair", 2, Act(as_pair, (root / "two", shards)), Act(as_data_pair, layout="data"))
+    told = (root / "two", shards)
+    pair, data = run_ranks(root / "pair", 2, Act(as_pair, told), Act(as_data_pair, told, "data"))
     (at_seven,) = [path for path in checkpoint.all_in(root / "two") if path.name.endswith("7")]
     again = root / "again" / at_seven.name
     shutil.copytree(root / "two", root / "four")
@@ -171,19 +172,20 @@ def test_a_step_on_gpus_is_the_step_on_one(tmp_path: Path):
 # ---- the stall report ---------------------------------------------------------------------------------------------
 
 
-def test_ranks_take_the_same_windows(answers: Answers):
-    """As many steps on each, though one feed is far slower; the record has what ranks wait for one another."""
-    first, second = (answer["stall report"] for answer in answers.ranks["pair"])
+@pytest.mark.parametrize(("kind", "waits"), [("pair", {"swap", "exchange"}), ("data pair", {"sums"})])
+def test_ranks_take_the_same_windows(kind: str, waits: set[str], answers: Answers):
+    """As many steps on each, though of the data pair one is fed far slower; the record has what ranks wait for."""
+    first, second = (answer["stall report"] for answer in answers.ranks[kind])
     assert first["steps"] == second["steps"] > 0
     record = first["record"]
     assert record["au"] == pytest.approx(1 - sum(record["parts"].values()))
     assert record["ranks"]["world"] == len(record["rank_supplies"]) == 2
-    assert set(record["rank_waits_s"]) == {"swap", "exchange"} and record["swap_s"] >= 0
+    assert set(record["rank_waits_s"]) == waits and record["swap_s"] >= 0
 
 
 def test_a_slow_rank_is_named(answers: Answers):
     """A planted one, by real feeds: all of them together are fed what it is fed, for each, and wait as it does."""
-    record = answers.ranks["pair"][0]["stall report"]["record"]
+    record = answers.ranks["data pair"][0]["stall report"]["record"]
     assert record["cause"]["name"] == "slow rank" and "rank 1 is fed" in record["cause"]["because"]
     assert record["supply"] <= 2 / SLOW_S and record["waits_s"]["p50"] >= SLOW_S
 

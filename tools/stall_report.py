@@ -6,11 +6,12 @@ All ranks measure together, batch by batch; the first one writes. Figures are of
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -86,9 +87,10 @@ def say(ranks: Ranks, text: str) -> None:
 
 def examine(run: Trained, clocks: StepClocks) -> Findings:
     """Supply, demand and both together in turn, explained."""
-    ranks, place, swapped = run.ranks, run.ranks.place, None
+    ranks, place = run.ranks, run.ranks.place
     here = local_stages(run)
-    subject, agree = subject_of(run.trainer, run.feed.batch), ranks.largest
+    stages = here.each(lambda rate: in_step(by_rank(rate, ranks)))
+    subject, swapped = subject_of(run.trainer, run.feed.batch), stages.full.img_s
     discard = run.feed.queue_depth + 1 + place.is_pair  # one more is ahead where halves are swapped
     with (
         TrainFeed(run.shards, run.basis, run.feed, rank=place.rank, ranks=place.world) as feed,
@@ -96,10 +98,10 @@ def examine(run: Trained, clocks: StepClocks) -> Findings:
     ):
         kept = [next(batches) for _ in range(REPLAYED)]
         if place.is_pair:
-            swapped = supply_of(batches, subject, run.seconds / run.stage_rounds, discard, agree)
-        observed = observe(batches, subject, kept, run.seconds / run.rounds, discard, run.rounds, agree=agree)
+            swapped *= swap_share(run, feed, batches, subject, discard)
+        observed = observe(batches, subject, kept, run.seconds / run.rounds, discard, run.rounds, agree=ranks.largest)
     return find(
-        here.each(lambda rate: in_step(by_rank(rate, ranks))),
+        stages,
         observed,
         setup_of(run.shards, run.feed, cores(), place.world, place.world / ranks_here()),
         memory(),
@@ -108,6 +110,18 @@ def examine(run: Trained, clocks: StepClocks) -> Findings:
         swapped=swapped,
         rank_supplies=[rate.img_s for rate in by_rank(here.full, ranks)] if place.world > 1 else (),
     )
+
+
+def swap_share(
+    run: Trained, feed: Iterator[Batch], batches: Iterator[Batch], subject: Subject[Batch], discard: int
+) -> float:
+    """The supply of `batches`, the `feed` with halves swapped, over that of the feed alone, at most 1: in turn, since
+    what the swap costs is their difference, and the machine's weather would be, too."""
+    shares, seconds = list[float](), run.seconds / (2 * run.stage_rounds)
+    for _ in range(run.stage_rounds):
+        apart, swapped = (supply_of(one, subject, seconds, discard, run.ranks.largest) for one in (feed, batches))
+        shares.append(min(1.0, swapped / apart))
+    return median(shares)
 
 
 def local_stages(run: Trained) -> StageRates:
