@@ -7,9 +7,9 @@
 Prints a table for people, then one line of JSON for programs. Wants SHARDS/eigenbasis.json, which compute_pca makes.
 Says which share of the set is in the page cache; with --cold the kernel forgets the set before every window.
 With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while: the stall report
-of that, and exit code 1 where it waits so much that AU is below the bar. --verify makes the first proposed change that
-it can make (settings; the set read into memory), and measures again. --tune searches the settings for that demand;
-train.py --tuned FILE takes them.
+of that, and exit code 1 where it waits so much that AU is below the bar. --plot draws it, as a page (FILE.html) or as a
+picture (FILE.svg). --verify makes the first proposed change that it can make (settings; the set read into memory), and
+measures again. --tune searches the settings for that demand; train.py --tuned FILE takes them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ from pipeline.loader import FeedSettings, order_of, stage_sizes
 from pipeline.order import Order, shuffle_quality
 from pipeline.rates import Rate, measure_rates
 from pipeline.report_html import page
+from pipeline.report_picture import picture
 from pipeline.shards import ShardSet, open_shards
 from pipeline.stages import ROUNDS, measure_stages, storage_in_words, windows
 from pipeline.stall import AU_BAR
 from pipeline.tuning import HEADROOM, choices, speed_of, tune
 
+PLOTS = {".html": page, ".svg": picture}
 WORK = {
     "read": "read",
     "decode": "read + decode",
@@ -53,6 +55,8 @@ def main() -> int:
     trainer = None if arguments.demand is None else EmulatedTrainer(arguments.demand)
     if not 0 < arguments.au_bar <= 1:
         raise ValueError(f"--au-bar {arguments.au_bar:g}; AU is a share, above 0 and at most 1")
+    if arguments.plot is not None and arguments.plot.suffix not in PLOTS:
+        raise ValueError(f"--plot {arguments.plot}; expected a file name that ends in {' or '.join(PLOTS)}")
     shards = open_shards(arguments.shards)
     basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     changes = {} if arguments.threads is None else {"threads": arguments.threads}
@@ -115,10 +119,11 @@ class Bench:
 
 
 def write_page(path: Path | None, found: Findings) -> None:
-    """The findings as a page (nothing where `--plot` was not given)."""
+    """The findings as a page or a picture (nothing where `--plot` was not given)."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(found, f"Stall report: {found.report.verdict}"))
+        title = f"Stall report: a trainer that takes {found.report.demand:,.0f} img/s"
+        path.write_text(PLOTS[path.suffix](found, title), encoding="utf-8")
 
 
 def verified(found: Findings, bench: Bench) -> dict[str, Any] | None:
@@ -199,7 +204,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (default 5)")
     parser.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
     parser.add_argument("--au-bar", type=float, default=AU_BAR, help="exit with 1 below (default %(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="of --demand's report as an HTML page")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="--demand's report as a page (.html) or picture (.svg)"
+    )
     parser.add_argument("--verify", action="store_true", help="make the first proposed change and measure again")
     parser.add_argument("--tune", type=Path, metavar="FILE", help="search settings for the demand, write them here")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
