@@ -30,6 +30,7 @@ MAY_USE = {
     "pipeline/report_charts.py": set(),
     "pipeline/report_html.py": set(),
     "pipeline/report_picture.py": set(),
+    "pipeline/stored_shape.py": {"numpy"},
     "pipeline/tuning.py": set(),
     "pipeline/file_layouts.py": set(),
     "pipeline/labels.py": {"numpy"},

@@ -316,8 +316,11 @@ def test_tuned_settings_reach_training(road: Path, tmp_path: Path):
     """bench_loader --tune writes settings that train.py --tuned takes; --verify says what it measured again."""
     shards, tuned = road / "shards" / "train", tmp_path / "tuned.json"
     args = ["--batch", 8, "--seconds", 0.05, "--demand", 1e5, "--threads", 1, "--verify", "--tune", tuned]
-    assert "verify  " in ran(tool("bench_loader", shards, *args), code=1)
-    settings = json.loads(tuned.read_text())["settings"]
+    out = ran(tool("bench_loader", shards, *args), code=1)
+    assert "verify  " in out and "stored square: " in out
+    found = json.loads(tuned.read_text())
+    settings, shapes = found["settings"], found["stored_shape"]
+    assert shapes["pictures"] == 47 and min(shapes["square"], shapes["short_side"], *shapes["times"]) > 0
     ran(tool("train", shards, "--runs", tmp_path, "--run", "t", "--steps", 1, *TINY, "--tuned", tuned))
     feed = json.loads((tmp_path / "t" / "config.json").read_text())["feed"]
     assert {name: feed[name] for name in settings} == settings

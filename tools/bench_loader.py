@@ -9,7 +9,8 @@ Says which share of the set is in the page cache; with --cold the kernel forgets
 With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while: the stall report
 of that, and exit code 1 where it waits so much that AU is below the bar. --plot draws it, as a page (FILE.html) or as a
 picture (FILE.svg). --verify makes the first proposed change that it can make (settings; the set read into memory), and
-measures again. --tune searches the settings for that demand; train.py --tuned FILE takes them.
+measures again. --tune searches the settings for that demand, which train.py --tuned FILE takes, and says what squares
+instead of whole pictures would bring.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from pipeline.report_picture import picture
 from pipeline.shards import ShardSet, open_shards
 from pipeline.stages import ROUNDS, measure_stages, storage_in_words, windows
 from pipeline.stall import AU_BAR
+from pipeline.stored_shape import PICTURES, StoredShapes, both_shapes, has_whole_pictures
 from pipeline.tuning import HEADROOM, choices, speed_of, tune
 
 PLOTS = {".html": page, ".svg": picture}
@@ -172,8 +174,29 @@ def tuned_for(bench: Bench) -> dict[str, Any]:
         best, trials = tune(bench.settings, options, measure)
     for trial in trials:
         print(f"tune       {in_words(trial.settings)}: {trial.img_s:,.0f} img/s")
+    tuned = {"settings": speed_of(best), "demand": bench.trainer.demand, "trials": [asdict(trial) for trial in trials]}
+    if has_whole_pictures(bench.shards):
+        shapes = stored_shapes(replace(bench, settings=best))
+        print(f"tune       {shapes}")
+        if shapes.needed(bench.trainer.demand):
+            print("tune       the demand asks for squares: shard again with make_shards.py SOURCE OUT --stored square")
+        tuned["stored_shape"] = asdict(shapes)
     print(f"tuned      {in_words(speed_of(best))}\n")
-    return {"settings": speed_of(best), "demand": bench.trainer.demand, "trials": [asdict(trial) for trial in trials]}
+    return tuned
+
+
+def stored_shapes(bench: Bench) -> StoredShapes:
+    """Measures the feed alone with the same pictures stored either way."""
+    pictures = min(len(bench.shards), max(PICTURES, bench.settings.batch))
+    with ExitStack() as kept:
+        with Progress("storing", 2 * pictures) as progress:
+            sets = kept.enter_context(both_shapes(bench.shards, pictures, progress))
+        number = len(sets["square"])
+        settings = replace(bench.settings, batch=min(bench.settings.batch, number))
+        feeds = {shape: partial(stage_sizes, shards, bench.basis, settings, "full") for shape, shards in sets.items()}
+        with Progress("measuring", ROUNDS * len(feeds), "windows") as progress:
+            rates = measure_rates(feeds, bench.seconds, ROUNDS, progress, settings.queue_depth + 1)
+    return StoredShapes.of(number, rates["square"], rates["short-side"])
 
 
 def in_words(settings: dict[str, Any]) -> str:
