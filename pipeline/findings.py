@@ -193,36 +193,42 @@ def run_record(clocks: StepClocks) -> dict[str, Any]:
     }
 
 
-def format_findings(found: Findings) -> str:
-    """One screen."""
+def details(found: Findings) -> dict[str, str]:
+    """What was measured beside rates and AU, in words, by name."""
     waits, cores, load = found.waits_s, found.cpu_cores, found.load
     other_ranks = f" other ranks {cores['rest of job']:.2f}," if load.ranks > 1 else ""
+    lines = {
+        "storage": storage_in_words(found.storage),
+        "waits": f"p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
+        f" first batch {_ms(found.first_wait_s)}",
+        "cores": f"feed {cores['feed']:.2f}, main {cores['main']:.2f}, others {cores['others']:.2f},{other_ranks}"
+        f" neighbours {cores['neighbours']:.2f}, of {load.cores / load.hosts:g}",
+        "memory": f"{found.memory['resident'] / 2**30:.2f} GiB resident, {found.memory['shared'] / 2**30:.2f} shared",
+    }
+    if run := found.run:
+        lines["run"] = (
+            f"{run['img_s']:,.0f} img/s while it lasted; first batch {_ms(run['first_wait_s'])};"
+            f" its clocks took {run['clocks_share']:.4%}"
+        )
+    if edges := found.run.get("edge_waits_s"):
+        lines["edges"] = f"waits of the run where epochs began: p50 {_ms(edges['p50'])}, max {_ms(edges['max'])}"
+    if gaps := found.run.get("device_gaps_s"):
+        lines["device"] = (
+            f"gaps p50 {_ms(gaps['p50'])}, p95 {_ms(gaps['p95'])}, p99 {_ms(gaps['p99'])} between steps of"
+            f" {_ms(found.run['device_steps_s']['p50'])}; where no wait is as long, the host's"
+        )
+    return lines
+
+
+def format_findings(found: Findings) -> str:
+    """One screen."""
     lines = [
         format_report(found.report),
         f"AU         {found.au}; the bar is {found.au_bar:.0%}",
         f"cause      {found.cause.name}: {found.cause.because}",
-        f"storage    {storage_in_words(found.storage)}",
-        f"waits      p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
-        f" first batch {_ms(found.first_wait_s)}",
-        f"cores      feed {cores['feed']:.2f}, main {cores['main']:.2f}, others {cores['others']:.2f},{other_ranks}"
-        f" neighbours {cores['neighbours']:.2f}, of {load.cores / load.hosts:g}",
-        f"memory     {found.memory['resident'] / 2**30:.2f} GiB resident, {found.memory['shared'] / 2**30:.2f} shared",
+        *(f"{name:<11}{words}" for name, words in details(found).items()),
+        *(f"action {n}   {action}" for n, action in enumerate(found.actions[:4], 1)),
     ]
-    if run := found.run:
-        lines.append(
-            f"run        {run['img_s']:,.0f} img/s while it lasted; first batch {_ms(run['first_wait_s'])};"
-            f" its clocks took {run['clocks_share']:.4%}"
-        )
-    if edges := found.run.get("edge_waits_s"):
-        lines.append(
-            f"edges      waits of the run where epochs began: p50 {_ms(edges['p50'])}, max {_ms(edges['max'])}"
-        )
-    if gaps := found.run.get("device_gaps_s"):
-        lines.append(
-            f"device     gaps p50 {_ms(gaps['p50'])}, p95 {_ms(gaps['p95'])}, p99 {_ms(gaps['p99'])} between steps of"
-            f" {_ms(found.run['device_steps_s']['p50'])}; where no wait is as long, the host's"
-        )
-    lines += [f"action {n}   {action}" for n, action in enumerate(found.actions[:4], 1)]
     return "\n".join([*lines, f"then       the next bottleneck is {found.next_bottleneck}"])
 
 

@@ -9,18 +9,23 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from PIL import ImageFont
 
 from pipeline.causes import Evidence, cause_of
 from pipeline.cpu_groups import GROUPS, CpuUse
 from pipeline.doctor import Observed, Round, Step
 from pipeline.findings import Findings, Setup, find, format_findings
 from pipeline.rates import Rate, in_step
+from pipeline.report_charts import TEXT
 from pipeline.report_html import page
+from pipeline.report_picture import picture
 from pipeline.stages import StageRates
-from pipeline.stall import PARTS, Clocks, StepClocks
+from pipeline.stall import PARTS, Clocks, StepClocks, percentiles
 
 CORES = 4
 SETUP = Setup(threads=4, queue_depth=2, cores=CORES, area=1.4)
@@ -29,6 +34,9 @@ WINDOW_S = 2.0
 SET_BYTES = 10**9
 MEMORY = {"resident": 1, "shared": 1, "available": 2 * SET_BYTES}
 FULL = {**MEMORY, "available": SET_BYTES // 2}
+EDGES_S = percentiles([0.31, 0.32])
+RUN = {"img_s": 654.3, "clocks_share": 1e-6, "first_wait_s": 0.2}
+RUN |= dict.fromkeys(("edge_waits_s", "waits_s", "device_gaps_s", "device_steps_s"), EDGES_S)
 
 
 def rate(img_s: float, cpu_ms: float, p50_s: float = 0.01, p99_s: float = 0.012) -> Rate:
@@ -246,3 +254,34 @@ def test_the_page_is_whole_and_needs_nothing_else(name: str):
     assert found.report.verdict in text and "a &lt;title&gt; &amp; " in text
     widths = [float(width) for width in re.findall(r'<rect[^>]* width="([-\d.]+)"', text)]
     assert len(widths) > len(PARTS) and all(0 <= width <= 860 for width in widths)
+
+
+def texts(element: ElementTree.Element, x: float = 0, y: float = 0) -> list[tuple[str, float, float, float, float]]:
+    """Every text of an SVG with its box (left, top, right, bottom), in a font a fifth wider than Pillow's own."""
+    if element.tag.endswith("text"):
+        size, words = int(element.get("font-size", TEXT)), element.text or ""
+        wide = (1.35 if element.get("font-weight") else 1.2) * ImageFont.load_default(size).getlength(words)
+        left, base = x + float(element.get("x", 0)), y + float(element.get("y", 0))
+        left -= wide if element.get("text-anchor") == "end" else 0
+        return [(words, left, base - 0.75 * size, left + wide, base + 0.2 * size)]
+    inner = element.tag.endswith("svg")
+    x, y = (x + float(element.get("x", 0)), y + float(element.get("y", 0))) if inner else (x, y)
+    return [box for child in element for box in texts(child, x, y)]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_picture_has_every_figure_and_no_text_over_another_or_outside(name: str):
+    found = replace(found_for(name), run=RUN)
+    found = replace(found, cause=replace(found.cause, because=25 * "a long word, "))
+    root = ElementTree.fromstring(picture(found, 'a <title> & "more", \0\n\x1b ' + 30 * "a long title, "))
+    boxes = texts(root)
+    words = " ".join(box[0] for box in boxes)
+    screen = format_findings(found).replace("1 - AU", "")
+    figures, shown = (set(re.findall(r"\d(?:[\d,.]*\d)?%?", text)) for text in (screen, words))
+    assert len(figures) > 20 and figures <= shown
+    assert found.report.verdict in words and 'a <title> & "more"' in words
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    for _, left, top, right, bottom in boxes:
+        assert left >= 0 and top >= 0 and right <= width and bottom <= height
+    for (a, *one), (b, *other) in combinations(boxes, 2):
+        assert one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3] or other[1] >= one[3], (a, b)

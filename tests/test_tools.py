@@ -222,6 +222,8 @@ def broken(what: str, road: Path, tmp: Path) -> list[object]:
             return ["bench_loader", road / "shards" / "train", "--demand", 0]
         case "bar above 1":
             return ["bench_loader", road / "shards" / "train", "--demand", 10, "--au-bar", 95]
+        case "plot of another kind":
+            return ["bench_loader", road / "shards" / "train", "--demand", 10, "--plot", tmp / "report.png"]
         case "tuned is another file":
             return ["train", road / "shards" / "train", "--runs", tmp, *TINY, "--tuned", road / "pca.json"]
         case "source missing":
@@ -257,6 +259,7 @@ WRONG: dict[str, str] = {
     "zero threads": "threads is 0; it must be at least 1",
     "zero demand": "demand is 0 img/s; it must be above 0",
     "bar above 1": "--au-bar 95; AU is a share, above 0 and at most 1",
+    "plot of another kind": "report.png; expected a file name that ends in .html or .svg",
     "tuned is another file": "no settings of bench_loader --tune FILE here; run that first",
     "source missing": "one folder given, expected SOURCE and OUT",
     "nothing to verify": "no train or val folder here",
@@ -298,8 +301,9 @@ def test_verify_names_a_fault_and_repair_mends_it(road: Path, tmp_path: Path):
 def test_bench_loader_judges_a_demand(road: Path, tmp_path: Path):
     """Exit code 0 for a trainer that any feed keeps up with, 1 for one that no feed does; the report is printed."""
     args = [road / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--au-bar", 0.5]
-    page = tmp_path / "report.html"
-    assert "compute-bound" in ran(tool("bench_loader", *args, "--demand", 200))
+    page, picture = tmp_path / "report.html", tmp_path / "report.svg"
+    assert "compute-bound" in ran(tool("bench_loader", *args, "--demand", 200, "--plot", picture))
+    assert "compute-bound" in picture.read_text()
     out = ran(tool("bench_loader", *args, "--demand", 1e7, "--json", tmp_path / "b.json", "--plot", page), code=1)
     assert "input-bound" in out
     record = json.loads((tmp_path / "b.json").read_text())
@@ -312,8 +316,11 @@ def test_tuned_settings_reach_training(road: Path, tmp_path: Path):
     """bench_loader --tune writes settings that train.py --tuned takes; --verify says what it measured again."""
     shards, tuned = road / "shards" / "train", tmp_path / "tuned.json"
     args = ["--batch", 8, "--seconds", 0.05, "--demand", 1e5, "--threads", 1, "--verify", "--tune", tuned]
-    assert "verify  " in ran(tool("bench_loader", shards, *args), code=1)
-    settings = json.loads(tuned.read_text())["settings"]
+    out = ran(tool("bench_loader", shards, *args), code=1)
+    assert "verify  " in out and "stored square: " in out
+    found = json.loads(tuned.read_text())
+    settings, shapes = found["settings"], found["stored_shape"]
+    assert shapes["pictures"] == 47 and min(shapes["square"], shapes["short_side"], *shapes["times"]) > 0
     ran(tool("train", shards, "--runs", tmp_path, "--run", "t", "--steps", 1, *TINY, "--tuned", tuned))
     feed = json.loads((tmp_path / "t" / "config.json").read_text())["feed"]
     assert {name: feed[name] for name in settings} == settings

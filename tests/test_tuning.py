@@ -1,14 +1,21 @@
-"""The search for settings, on rates made up: it keeps the least that does, tries everything once, and is read back."""
+"""The search for settings, on rates made up: it keeps the least that does, tries everything once, and is read back.
+The stored shapes that are measured beside it: the same pictures, squares as they are defined."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from shard_fixtures import decoded
 
 from pipeline.loader import FeedSettings
+from pipeline.resize import ResizeSettings, encode
+from pipeline.shards import ShardSet
+from pipeline.stored_shape import StoredShapes, both_shapes, has_whole_pictures
 from pipeline.tuning import KINDS, choices, load_tuned, speed_of, tune
 
 
@@ -47,8 +54,54 @@ def test_choices_are_valid_settings_cheapest_first(device, kinds):
 
 def test_a_file_is_read_back(tmp_path: Path):
     path = tmp_path / "tuned.json"
-    path.write_text(json.dumps({"settings": speed_of(FeedSettings(threads=3)), "demand": 1}))
-    assert load_tuned(path)["threads"] == 3
+    shapes = StoredShapes(7, 2.0, 1.0, (1.9, 2.1))
+    path.write_text(json.dumps({"settings": speed_of(FeedSettings(threads=3)), "stored_shape": asdict(shapes)}))
+    assert load_tuned(path) == speed_of(FeedSettings(threads=3))
+    stored = json.loads(path.read_text())["stored_shape"]
+    assert StoredShapes(**{**stored, "times": tuple(stored["times"])}) == shapes
+
+
+@pytest.mark.parametrize(
+    ("short_side", "times", "needed"),
+    [(1000, (1.3, 1.2), True), (1200, (1.3, 1.2), False), (1000, (1.3, 1.01), False), (400, (1.1, 1.1), True)],
+)
+def test_squares_are_needed_where_they_always_gain_and_the_rest_does_not_do(
+    short_side: float, times: tuple[float, ...], needed: bool
+):
+    """A demand of 1,000 img/s wants 1,100."""
+    assert StoredShapes(9, 1.1 * short_side, short_side, times).needed(1000) == needed
+
+
+def test_either_shape_holds_the_same_pictures_and_squares_are_their_centres(train_shards: ShardSet):
+    """A square is the 256 x 256 in the middle of what is stored, encoded as the set is; labels stay with their keys."""
+    ids = {train_shards.key(sample_id): sample_id for sample_id in range(len(train_shards))}
+    with both_shapes(train_shards, 30) as sets:
+        square, whole = sets["square"], sets["short-side"]
+        assert len(square) == len({square.key(i) for i in range(30)}) == 30
+        assert has_whole_pictures(whole) and not has_whole_pictures(square)
+        for number in range(30):
+            original = ids[square.key(number)]
+            picture = decoded(train_shards, original)
+            top, left = (picture.shape[0] - 256) // 2, (picture.shape[1] - 256) // 2
+            middle = np.ascontiguousarray(picture[top : top + 256, left : left + 256])
+            (jpeg,) = square.jpegs(np.array([number]))
+            assert jpeg.tobytes() == encode(middle, ResizeSettings()).jpeg
+            assert decoded(square, number).shape == (256, 256, 3)
+            assert (whole.key(number), decoded(whole, number).shape) == (square.key(number), picture.shape)
+            labels = [shards.index["label"][i] for shards, i in ((square, number), (whole, number))]
+            assert labels == 2 * [train_shards.index["label"][original]]
+
+
+def test_an_error_leaves_no_temporary_set(train_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail() -> None:
+        with both_shapes(train_shards, 5) as sets:
+            assert sets["square"].folder.is_relative_to(tmp_path)
+            raise RuntimeError
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {"threads": 1}}'])

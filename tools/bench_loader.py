@@ -8,9 +8,10 @@
 Prints a table for people, then one line of JSON for programs. Wants SHARDS/eigenbasis.json, which compute_pca makes.
 Says which share of the set is in the page cache; with --cold the kernel forgets the set before every window.
 With --demand, a trainer that takes so many images a second and no core (it sleeps) is fed for a while, with --trainer
-the network itself: the stall report of that, and exit code 1 where it waits so much that AU is below the bar. --verify
-makes the first proposed change that it can make (settings; the set read into memory), and measures again. --tune
-searches the settings for that demand; train.py --tuned FILE takes them.
+the network itself: the stall report of that, and exit code 1 where it waits so much that AU is below the bar. --plot
+draws it, as a page (FILE.html) or as a picture (FILE.svg). --verify makes the first proposed change that it can make
+(settings; the set read into memory), and measures again. --tune searches the settings for that demand, which train.py
+--tuned FILE takes, and says what squares instead of whole pictures would bring.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,12 +44,15 @@ from pipeline.loader import FeedSettings, TrainFeed, order_of, stage_sizes
 from pipeline.order import Order, shuffle_quality, steps_per_epoch
 from pipeline.rates import Rate, measure_rates
 from pipeline.report_html import page
+from pipeline.report_picture import picture
 from pipeline.shards import ShardSet, open_shards
 from pipeline.stages import ROUNDS, measure_stages, storage_in_words, windows
 from pipeline.stall import AU_BAR
+from pipeline.stored_shape import PICTURES, StoredShapes, both_shapes, has_whole_pictures
 from pipeline.tuning import HEADROOM, choices, speed_of, tune
 
 TIMEOUT_S = 300.0  # of ranks that wait for others: here is one
+PLOTS = {".html": page, ".svg": picture}
 WORK = {
     "read": "read",
     "decode": "read + decode",
@@ -65,6 +69,8 @@ def main() -> int:
         trainer = EmulatedTrainer(arguments.demand)
     if not 0 < arguments.au_bar <= 1:
         raise ValueError(f"--au-bar {arguments.au_bar:g}; AU is a share, above 0 and at most 1")
+    if arguments.plot is not None and arguments.plot.suffix not in PLOTS:
+        raise ValueError(f"--plot {arguments.plot}; expected a file name that ends in {' or '.join(PLOTS)}")
     shards = open_shards(arguments.shards)
     basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     changes = {} if arguments.threads is None else {"threads": arguments.threads}
@@ -145,10 +151,11 @@ def network(shards: ShardSet, settings: FeedSettings, width: float) -> Trainer:
 
 
 def write_page(path: Path | None, found: Findings) -> None:
-    """The findings as a page (nothing where `--plot` was not given)."""
+    """The findings as a page or a picture (nothing where `--plot` was not given)."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(found, f"Stall report: {found.report.verdict}"))
+        title = f"Stall report: a trainer that takes {found.report.demand:,.0f} img/s"
+        path.write_text(PLOTS[path.suffix](found, title), encoding="utf-8")
 
 
 def verified(found: Findings, bench: Bench) -> dict[str, Any] | None:
@@ -197,8 +204,29 @@ def tuned_for(bench: Bench, demand: float) -> dict[str, Any]:
         best, trials = tune(bench.settings, options, measure)
     for trial in trials:
         print(f"tune       {in_words(trial.settings)}: {trial.img_s:,.0f} img/s")
+    tuned = {"settings": speed_of(best), "demand": demand, "trials": [asdict(trial) for trial in trials]}
+    if has_whole_pictures(bench.shards):
+        shapes = stored_shapes(replace(bench, settings=best))
+        print(f"tune       {shapes}")
+        if shapes.needed(demand):
+            print("tune       the demand asks for squares: shard again with make_shards.py SOURCE OUT --stored square")
+        tuned["stored_shape"] = asdict(shapes)
     print(f"tuned      {in_words(speed_of(best))}\n")
-    return {"settings": speed_of(best), "demand": demand, "trials": [asdict(trial) for trial in trials]}
+    return tuned
+
+
+def stored_shapes(bench: Bench) -> StoredShapes:
+    """Measures the feed alone with the same pictures stored either way."""
+    pictures = min(len(bench.shards), max(PICTURES, bench.settings.batch))
+    with ExitStack() as kept:
+        with Progress("storing", 2 * pictures) as progress:
+            sets = kept.enter_context(both_shapes(bench.shards, pictures, progress))
+        number = len(sets["square"])
+        settings = replace(bench.settings, batch=min(bench.settings.batch, number))
+        feeds = {shape: partial(stage_sizes, shards, bench.basis, settings, "full") for shape, shards in sets.items()}
+        with Progress("measuring", ROUNDS * len(feeds), "windows") as progress:
+            rates = measure_rates(feeds, bench.seconds, ROUNDS, progress, settings.queue_depth + 1)
+    return StoredShapes.of(number, rates["square"], rates["short-side"])
 
 
 def in_words(settings: dict[str, Any]) -> str:
@@ -232,7 +260,7 @@ def _arguments() -> argparse.Namespace:
     fed.add_argument("--trainer", action="store_true", help="feed the network itself on trial, with recipe source2012")
     parser.add_argument("--width", type=float, default=1.0, metavar="W", help="scales the network's maps (default 1)")
     parser.add_argument("--au-bar", type=float, default=AU_BAR, help="exit with 1 below (default %(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="of --demand's report as an HTML page")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the report as a page (.html) or picture (.svg)")
     parser.add_argument("--verify", action="store_true", help="make the first proposed change and measure again")
     parser.add_argument("--tune", type=Path, metavar="FILE", help="search settings for the demand, write them here")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
