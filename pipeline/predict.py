@@ -1,6 +1,6 @@
 """What a change would bring, by a simple model scaled to what was measured. All rates in img/s.
 
-    supply   = min(1 / storage_s, min(threads, cores) / feed_s)
+    supply   = min(1 / storage_s, min(threads, KEPT_BUSY * cores) / feed_s)
     together = min(1 / (1 / demand + between_s + uneven_s), supply, cores / (feed_s + trainer_s))
 
 `feed_s` and `trainer_s` are CPU seconds per image, `storage_s` the seconds per image that reading takes, `between_s`
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 Change = Literal["threads", "queue", "callback", "square", "memory", "disk", "neighbours", "cores"]
 
+KEPT_BUSY = 0.94  # of the cores by more threads than there are: they wait for one another at the end of each batch
 WORTH = 1.02  # a gain of less is not worth a line
 # Decoding a crop takes entropy decoding of all rows down to its end, which goes with the picture's width, and the rest,
 # which goes with the crop. In units of the former for a square of 256 the latter is, measured on 500 photographs:
@@ -75,7 +76,7 @@ class Load:
 def limits(load: Load) -> dict[str, float]:
     """What each resource allows by itself, lowest first: the first is the bottleneck, the second comes next."""
     found = {
-        "feed": min(load.threads, load.free) / load.feed_s,
+        "feed": min(load.threads, KEPT_BUSY * load.free) / load.feed_s,
         "trainer": 1 / (1 / load.demand + load.between_s + load.uneven_s),
     }
     if load.storage_s:
@@ -123,11 +124,11 @@ class Action:
 
 
 def actions(load: Load) -> list[Action]:
-    """Changes worth making, the greatest gain first; but before it a change of settings that brings half as much, since
-    it costs nothing."""
+    """Changes worth making, the greatest gain first; but before it changes of settings that bring a quarter as much,
+    since they cost nothing."""
     found = [_action(load, *change) for change in _changes(load)]
     worth = [action for action in found if action.together >= WORTH * load.together]
-    enough = (load.together + max((action.together for action in worth), default=0.0)) / 2
+    enough = 0.75 * load.together + 0.25 * max((action.together for action in worth), default=0.0)
     return sorted(worth, key=lambda a: (not (a.settings and a.together >= enough), -a.together))
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -45,8 +45,8 @@ from pipeline.stages import measure_stages
 
 RIGHT, OFF = 0.95, 0.10  # share of runs; of predictions, in the median
 CORES = len(os.sched_getaffinity(0))
-BATCH = 64
-ROUNDS = 3
+BATCH = 128
+STAGE_ROUNDS, ROUNDS = 2, 3
 READ_AHEAD = 4  # batches: what the loader announces to the kernel before it needs them
 
 
@@ -87,26 +87,27 @@ class Disk(ShardSet):
         return super().jpegs(ids)
 
 
-def _burn(until: Any) -> None:
-    while not until.is_set():
-        sum(range(10_000))
+BURN = """
+import os, threading
+threading.Thread(target=lambda: (os.read({0}, 1), os._exit(0)), daemon=True).start()
+while True:
+    sum(range(10_000))
+"""
 
 
 @contextmanager
 def neighbours() -> Iterator[None]:
-    """Other processes on every core."""
-    context = multiprocessing.get_context("spawn")
-    until = context.Event()
-    burning = [context.Process(target=_burn, args=(until,)) for _ in range(CORES)]
-    for process in burning:
-        process.start()
-    time.sleep(1.5)  # they must have started
+    """Other processes on every core, none of them a child of this one, until a pipe closes that they read."""
+    ours, theirs = os.pipe()[::-1]
+    for _ in range(CORES):
+        command = ["sh", "-c", '"$0" -c "$1" &', sys.executable, BURN.format(theirs)]
+        subprocess.run(command, pass_fds=[theirs], check=True)
+    os.close(theirs)
+    time.sleep(1.0)  # they must have started
     try:
         yield
     finally:
-        until.set()
-        for process in burning:
-            process.join()
+        os.close(ours)
 
 
 @contextmanager
@@ -195,7 +196,7 @@ class Case:
 
 FEW = {"threads": 1}
 CASES: dict[str, Case] = {
-    "none": Case(0.5, (("compute-bound", ""),)),
+    "none": Case(0.4, (("compute-bound", ""),)),
     "slow trainer": Case(0.1, (("compute-bound", ""),)),
     "slow storage": Case(0.8, (("input-bound: storage", "slow storage"),), lambda s, rate: Disk(s, 0.3 * rate)),
     "cold cache": Case(0.8, (("input-bound: storage", "cold cache"),), lambda s, rate: Disk(s, 0.3 * rate, cache=True)),
@@ -215,13 +216,15 @@ CASES: dict[str, Case] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run of one case; `off` is the prediction's error where there was a change to make and measure."""
+    """Of one run of one case; `neighbours`: cores that other processes took; `off` is the prediction's error where
+    there was a change to make and measure."""
 
     case: str
     verdict: str
     cause: str
     right: bool
     au: float
+    neighbours: float
     change: str
     together: float
     predicted: float | None
@@ -230,7 +233,7 @@ class Outcome:
     def __str__(self) -> str:
         found = f"{self.case}: {self.verdict}, {self.cause}, {'right' if self.right else 'WRONG'}, AU {self.au:.1%}"
         off = "" if self.off is None else f"; {self.change}: {self.predicted:,.0f}, measured {self.off:+.1%}"
-        return f"{found}{off}"
+        return f"{found}, neighbours {self.neighbours:.2f}{off}"
 
     @property
     def off(self) -> float | None:
@@ -249,7 +252,7 @@ class Bench:
     def healthy(self) -> float:
         """img/s of the feed with nothing wrong, right now."""
         feed = partial(stage_sizes, self.shards, self.basis, FeedSettings(batch=BATCH), "full")
-        return measure_rates({"full": feed}, self.seconds, 2, discard=READ_AHEAD)["full"].img_s
+        return measure_rates({"full": feed}, self.seconds, 1, discard=READ_AHEAD)["full"].img_s
 
     def run(self, name: str, case: Case) -> Outcome:
         """Plants, measures, diagnoses; then makes the first change that can be made, and measures again."""
@@ -273,6 +276,7 @@ class Bench:
             found.cause.name,
             right,
             found.report.au,
+            found.load.neighbours,
             action.text if action else "",
             found.report.together,
             action.together if action else None,
@@ -286,7 +290,7 @@ class Bench:
     def examine(self, plain: ShardSet, case: Case, supply: float) -> Findings:
         """What the doctor finds."""
         shards, settings = case.shards(plain, supply), self.settings(case)
-        stages = measure_stages(shards, self.basis, settings, self.seconds, ROUNDS)
+        stages = measure_stages(shards, self.basis, settings, self.seconds, STAGE_ROUNDS)
         observed = self.fed(plain, case, supply)
         setup = setup_of(shards, settings, len(os.sched_getaffinity(0)))
         rates = (observed.supply, *(share * supply for share in case.ranks)) if case.ranks else ()
@@ -301,8 +305,9 @@ class Bench:
 
         settings = self.settings(case)
         subject = Subject[int](size=int, step=step, after=lambda images: time.sleep(case.after_s))
-        feed = cast(Generator[int], stage_sizes(case.shards(plain, supply), self.basis, settings, "full"))
-        discard = settings.queue_depth + READ_AHEAD + 1
+        feed = cast(Generator[int], stage_sizes(shards, self.basis, settings, "full"))
+        shards = case.shards(plain, supply)
+        discard = settings.queue_depth + 1 + READ_AHEAD * isinstance(shards, Disk)
         kept = [settings.batch] * (8 if case.jitter else 1)
         with closing(feed):
             return observe(feed, subject, kept, self.seconds, discard, ROUNDS)
