@@ -305,8 +305,8 @@ class Bench:
 
         settings = self.settings(case)
         subject = Subject[int](size=int, step=step, after=lambda images: time.sleep(case.after_s))
-        feed = cast(Generator[int], stage_sizes(shards, self.basis, settings, "full"))
         shards = case.shards(plain, supply)
+        feed = cast(Generator[int], stage_sizes(shards, self.basis, settings, "full"))
         discard = settings.queue_depth + 1 + READ_AHEAD * isinstance(shards, Disk)
         kept = [settings.batch] * (8 if case.jitter else 1)
         with closing(feed):
