@@ -201,7 +201,7 @@ CASES: dict[str, Case] = {
     "slow storage": Case(0.8, (("input-bound: storage", "slow storage"),), lambda s, rate: Disk(s, 0.3 * rate)),
     "cold cache": Case(0.8, (("input-bound: storage", "cold cache"),), lambda s, rate: Disk(s, 0.3 * rate, cache=True)),
     "bursts at shard edges": Case(
-        0.8, (("input-bound: storage", "bursts"),), lambda s, rate: Disk(s, 20 * rate, 16, 24 * BATCH / rate)
+        0.8, (("input-bound: storage", "bursts"),), lambda s, rate: Disk(s, 20 * rate, 4, 6 * BATCH / rate)
     ),
     "few threads": Case(1.2, (("input-bound: decode", "few threads"),), settings=FEW),
     "neighbours": Case(1.2, (("input-bound: decode", "neighbours"), ("contention", "neighbours")), around=neighbours),

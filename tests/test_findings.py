@@ -20,7 +20,7 @@ from pipeline.causes import Evidence, cause_of
 from pipeline.cpu_groups import GROUPS, CpuUse
 from pipeline.doctor import Observed, Round, Step
 from pipeline.findings import Findings, Setup, find, format_findings
-from pipeline.predict import KEPT_BUSY
+from pipeline.predict import busy
 from pipeline.rates import Rate, in_step
 from pipeline.report_charts import TEXT
 from pipeline.report_html import page
@@ -172,7 +172,7 @@ def test_two_hosts_are_one_twice(name: str):
 def test_the_first_action_against_few_threads_is_more_of_them():
     first = found_for("few threads").actions[0]
     assert first.settings == {"threads": CORES + 1}
-    assert first.supply == pytest.approx(KEPT_BUSY * CORES * found_for("few threads").report.supply)
+    assert first.supply == pytest.approx(busy(CORES) * found_for("few threads").report.supply)
 
 
 def test_a_cold_set_that_fits_is_read_into_memory_first():

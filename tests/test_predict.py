@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.predict import (
-    KEPT_BUSY,
     Change,
     Load,
     actions,
+    busy,
     limits,
     model_together,
     predicted_supply,
@@ -46,7 +46,7 @@ def test_half_the_threads_give_half_of_what_was_measured():
     threads it is no more than from 4."""
     two = replace(FAST, threads=2, supply=3600)
     assert predicted_supply(two, replace(two, threads=1)) == pytest.approx(1800)
-    assert predicted_supply(two, FAST) == pytest.approx(3600 * KEPT_BUSY * 4 / 2)
+    assert predicted_supply(two, FAST) == pytest.approx(1800 * busy(4))
     assert predicted_supply(FAST, replace(FAST, threads=8)) == pytest.approx(7200)
 
 
@@ -88,7 +88,7 @@ def test_actions_are_ranked_and_worth_it(seed: int):
 def test_a_feed_with_too_few_threads_is_told_so():
     load = replace(FAST, threads=1, supply=1900, together=1850)
     first = actions(load)[0]
-    assert (first.settings, round(first.supply)) == ({"threads": 5}, round(1900 * KEPT_BUSY * 4))
+    assert (first.settings, round(first.supply)) == ({"threads": 5}, round(1900 * busy(4)))
     assert str(first).startswith("--threads 5: predicted 6,9")
 
 
@@ -110,12 +110,19 @@ def test_work_on_shared_cores_adds_up():
 
 
 def test_a_short_queue_and_a_callback_cost_what_they_take():
-    """Steps of 1 ms an image: 0.25 ms waited without need and as much between steps are a third of the time."""
+    """Steps of 1 ms an image: 0.25 ms waited without need and as much between steps are a third of the time. A queue
+    twice as deep halves the former."""
     load = replace(FAST, demand=1000, together=600, uneven_s=0.00025, between_s=0.00025)
     found = {action.change: action for action in actions(load)}
     assert found["queue"].settings == {"queue_depth": 4}
-    for change in ("queue", "callback"):
-        assert found[change].together == pytest.approx(600 * 1.5 / 1.25)
+    assert found["queue"].together == pytest.approx(600 * 1.5 / 1.375)
+    assert found["callback"].together == pytest.approx(600 * 1.5 / 1.25)
+
+
+def test_one_core_is_busy_all_the_time():
+    """More cores wait for one another at the end of a batch; none is lost altogether."""
+    assert busy(1) == 1 and busy(0.5) == 0.5
+    assert all(busy(cores) < cores and busy(cores) < busy(cores + 1) for cores in range(2, 99))
 
 
 def test_a_square_set_is_decoded_at_what_a_square_costs():
