@@ -89,7 +89,7 @@ def test_a_feed_with_too_few_threads_is_told_so():
     load = replace(FAST, threads=1, supply=1900, together=1850)
     first = actions(load)[0]
     assert (first.settings, round(first.supply)) == ({"threads": 5}, round(1900 * busy(4)))
-    assert str(first).startswith("--threads 5: predicted 6,9")
+    assert str(first).startswith("--threads 5: predicted 6,7")
 
 
 def test_a_starving_gpu_wants_cores():
