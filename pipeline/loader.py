@@ -13,7 +13,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -385,6 +385,37 @@ def _engine(settings: FeedSettings, batch: int) -> Engine:
 Mend = Callable[[_Work, dict[int, str]], _Work | None]
 
 
+class _Ahead:
+    """Makes work in a thread of its own, `ANNOUNCED_AHEAD` batches before it is wanted: what Python takes for a batch,
+    1.2 ms for 128 pictures, would else be waited for in every step."""
+
+    def __init__(self, work: Generator[_Work]) -> None:
+        self._work = work
+        self._thread = ThreadPoolExecutor(1)
+        self._wanted = deque[Future[_Work | None]]()
+        self._first = deque[_Work]()
+
+    def fill(self) -> None:
+        """Has the thread make what is missing. Call it with time to spare: the thread takes Python's lock."""
+        while len(self._wanted) <= ANNOUNCED_AHEAD:
+            self._wanted.append(self._thread.submit(next, self._work, None))
+
+    def put_first(self, works: list[_Work]) -> None:
+        """Has these come before all others."""
+        self._first = deque([*works, *self._first])
+
+    def next(self) -> _Work | None:
+        """The next batch's; None where there is none."""
+        if self._first:
+            return self._first.popleft()
+        self.fill()
+        return self._wanted.popleft().result()
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._work.close()
+
+
 class _Runner:
     """Keeps `queue_depth` batches in a DALI pipeline, and knows which work each one that comes out was. What cannot be
     decoded goes to `mend`, which may give other work for it."""
@@ -398,8 +429,7 @@ class _Runner:
         mend: Mend = lambda work, found: None,
     ) -> None:
         self._make_graph, self._mend = make_graph, mend
-        self._shards, self._work = shards, work
-        self._announced: deque[_Work] = deque()
+        self._shards, self._ahead = shards, _Ahead(work)
         self._in_dali: deque[_Work] = deque()
         self._graph: Graph | None = None
         self._start(queue_depth)
@@ -407,11 +437,9 @@ class _Runner:
     def _feed(self) -> bool:
         """Hands DALI the next batch; False where there is none."""
         assert self._graph is not None
-        while len(self._announced) <= ANNOUNCED_AHEAD and (work := next(self._work, None)):
-            self._announced.append(work)
-        if not self._announced:
+        work = self._ahead.next()
+        if work is None:
             return False
-        work = self._announced.popleft()
         for name in self._graph.inputs:
             self._graph.pipeline.feed_input(name, work.inputs[name])
         self._in_dali.append(work)
@@ -430,6 +458,7 @@ class _Runner:
         work = self._in_dali.popleft()
         if self._feed():
             self._graph.pipeline.schedule_run()
+            self._ahead.fill()
         return work, outputs
 
     def _mend_oldest(self, error: RuntimeError) -> None:
@@ -453,7 +482,7 @@ class _Runner:
         except (RuntimeError, ValueError):
             self.close()
             raise
-        self._announced = deque([mended, *list(self._in_dali)[1:], *self._announced])
+        self._ahead.put_first([mended, *list(self._in_dali)[1:]])
         self._start(len(self._in_dali))
 
     def _start(self, batches: int) -> None:
@@ -466,7 +495,7 @@ class _Runner:
 
     def close(self) -> None:
         self._graph = None  # the pipeline goes with its last reference, and stops its threads
-        self._work.close()
+        self._ahead.close()
 
 
 class _Finish:

@@ -196,7 +196,7 @@ class Case:
 
 FEW = {"threads": 1}
 CASES: dict[str, Case] = {
-    "none": Case(0.4, (("compute-bound", ""),)),
+    "none": Case(0.25, (("compute-bound", ""),)),
     "slow trainer": Case(0.1, (("compute-bound", ""),)),
     "slow storage": Case(0.8, (("input-bound: storage", "slow storage"),), lambda s, rate: Disk(s, 0.3 * rate)),
     "cold cache": Case(0.8, (("input-bound: storage", "cold cache"),), lambda s, rate: Disk(s, 0.3 * rate, cache=True)),
