@@ -240,14 +240,17 @@ def test_announced_bytes_are_read(tmp_path):
 
 
 def test_bytes_are_announced_ahead(shards, basis, monkeypatch):
-    """When a batch comes out, the pictures of the next ones have been announced, with their sizes."""
+    """When a batch has come out, the pictures of so many next ones are announced, with their sizes, by another thread."""
     announced = []
     monkeypatch.setattr(loader, "_announce", lambda addresses, sizes: announced.append(sizes))
     with TrainFeed(shards, basis, settings()) as feed:
         next(feed)
+        ahead, deadline = settings().queue_depth + loader.ANNOUNCED_AHEAD + 1, time.monotonic() + 10
+        while len(announced) < 1 + ahead and time.monotonic() < deadline:
+            pass
         visible = len(announced)
         batches = list(islice(feed, 3))
-    assert visible == 1 + settings().queue_depth + loader.ANNOUNCED_AHEAD
+    assert visible == 1 + ahead
     for batch, sizes in zip(batches, announced[1:], strict=False):
         assert np.array_equal(sizes, shards.index["size"][batch.ids])
 
