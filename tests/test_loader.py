@@ -240,7 +240,7 @@ def test_announced_bytes_are_read(tmp_path):
 
 
 def test_bytes_are_announced_ahead(shards, basis, monkeypatch):
-    """When a batch has come out, the pictures of so many next ones are announced, with their sizes, by another thread."""
+    """When a batch has come out, the pictures of so many next ones are announced, with their sizes, by a thread."""
     announced = []
     monkeypatch.setattr(loader, "_announce", lambda addresses, sizes: announced.append(sizes))
     with TrainFeed(shards, basis, settings()) as feed:

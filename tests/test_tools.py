@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -29,6 +30,17 @@ def tool(name: str, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProc
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def called(
+    name: str, *args: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which spares the seconds that a process takes to begin."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr()
+    return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), said.out, said.err)
 
 
 def ran(done: subprocess.CompletedProcess[str], code: int = 0) -> str:
@@ -270,12 +282,14 @@ WRONG: dict[str, str] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_wrong_input_gets_one_line_and_code_2(what: str, road: Path, tmp_path: Path):
+def test_wrong_input_gets_one_line_and_code_2(
+    what: str, road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     if what.startswith("no cuda") and __import__("torch").cuda.is_available():
         pytest.skip("there is a CUDA device")
     args = broken(what, road, tmp_path)
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    done = tool(str(args[0]), *args[1:])
+    done = called(str(args[0]), *args[1:], monkeypatch=monkeypatch, capsys=capsys)
     ran(done, code=2)
     errors = [line for line in done.stderr.splitlines() if line.startswith(f"{args[0]}.py: ")]
     assert len(errors) == 1

@@ -40,7 +40,7 @@ from pipeline.doctor import EmulatedTrainer, Observed, Subject, observe
 from pipeline.eigenbasis import Eigenbasis
 from pipeline.findings import Findings, find, format_findings, setup_of
 from pipeline.fingerprint import machine, memory
-from pipeline.loader import FeedSettings, TrainFeed, order_of, stage_sizes
+from pipeline.loader import FeedSettings, TrainFeed, check_device, order_of, stage_sizes
 from pipeline.order import Order, shuffle_quality, steps_per_epoch
 from pipeline.rates import Rate, measure_rates
 from pipeline.report_html import page
@@ -71,6 +71,7 @@ def main() -> int:
         raise ValueError(f"--au-bar {arguments.au_bar:g}; AU is a share, above 0 and at most 1")
     if arguments.plot is not None and arguments.plot.suffix not in PLOTS:
         raise ValueError(f"--plot {arguments.plot}; expected a file name that ends in {' or '.join(PLOTS)}")
+    check_device(arguments.device)
     shards = open_shards(arguments.shards)
     basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     changes = {} if arguments.threads is None else {"threads": arguments.threads}
