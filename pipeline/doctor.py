@@ -21,6 +21,7 @@ from pipeline.stall import Clocks
 
 ROUNDS = 5  # of windows: Student's factor is 2.8 for five, 4.3 for three, 12.7 for two
 LINES = 400  # steps of the timeline that are kept
+AHEAD = 2.0  # times the demand: a feed so fast does not keep the trainer waiting
 PILOT = 0.1  # of a window: how long its pace is looked for
 
 B = TypeVar("B")
@@ -152,7 +153,7 @@ def observe(
 ) -> Observed:
     """Windows of about `seconds`, `rounds` times: the feed alone, steps on `kept` batches, steps on what `feed` gives.
 
-    The first `discard` batches of a window do not count: they were made before it (choose the queue's depth plus one).
+    The first `discard` batches of a window do not count: they were made before it (choose the feed's `made_ahead`).
     `progress` counts rounds. `agree` gives the largest of all ranks' numbers: ranks go by the slowest one's clock, and
     so take the same number of batches.
     """
@@ -170,7 +171,8 @@ def observe(
         # The feed fills its queue for a while yet, which is not the trainer's to pay for.
         replayed(ceil(discard * windows.pace("replay", replayed) / windows.pace("feed", fed)))
         demand = windows.rate("replay", replayed)
-        trained(discard)
+        # A feed that is far ahead anyway has its queue full all the time: nothing of it has to be used up.
+        trained(discard if windows.pace("feed", fed) < AHEAD * windows.pace("replay", replayed) else 1)
         clocks, taken = waited_for(*windows.take("real", trained)[1], agree)
         found.append(Round(demand, clocks, supply))
         steps += [replace(step, at_s=step.at_s - started_s) for step in taken]

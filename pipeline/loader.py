@@ -100,6 +100,11 @@ class FeedSettings:
         if not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; it is a share, 0 to 1")
 
+    @property
+    def made_ahead(self) -> int:
+        """Batches that may be made, or read, before they are asked for: no measure of how fast the feed is."""
+        return self.queue_depth + ANNOUNCED_AHEAD + 2
+
     def lighting_at(self, epoch: int) -> Lighting:
         """The lighting of `epoch`."""
         if self.lighting_until is not None and epoch >= self.lighting_until:

@@ -91,8 +91,8 @@ def measure_stages(
 
     feeds: dict[str, Callable[[], Iterator[int]]] = {stage: partial(feed, stage) for stage in stages}
     feeds["reread"] = feed_few
-    discard = max(settings.queue_depth, REREAD) + 1
-    rates = measure_rates(feeds, seconds, rounds, progress, discard)
+    assert settings.made_ahead > REREAD
+    rates = measure_rates(feeds, seconds, rounds, progress, settings.made_ahead)
     return StageRates(**rates, cached=cached, set_bytes=sum(tar.stat().st_size for tar in shards.tars))
 
 

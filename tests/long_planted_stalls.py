@@ -307,7 +307,7 @@ class Bench:
         subject = Subject[int](size=int, step=step, after=lambda images: time.sleep(case.after_s))
         shards = case.shards(plain, supply)
         feed = cast(Generator[int], stage_sizes(shards, self.basis, settings, "full"))
-        discard = settings.queue_depth + 1 + READ_AHEAD * isinstance(shards, Disk)
+        discard = settings.made_ahead + READ_AHEAD * isinstance(shards, Disk)
         kept = [settings.batch] * (8 if case.jitter else 1)
         with closing(feed):
             return observe(feed, subject, kept, self.seconds, discard, ROUNDS)

@@ -187,7 +187,8 @@ def test_a_slow_rank_is_named(answers: Answers):
     """A planted one, by real feeds: all of them together are fed what it is fed, for each, and wait as it does."""
     record = answers.ranks["data pair"][0]["stall report"]["record"]
     assert record["cause"]["name"] == "slow rank" and "rank 1 is fed" in record["cause"]["because"]
-    assert record["supply"] <= 2 / SLOW_S and record["waits_s"]["p50"] >= SLOW_S
+    # windows are a batch or two long here, and part of one may be made between them
+    assert record["supply"] <= 1.5 * 2 / SLOW_S and record["waits_s"]["p50"] >= SLOW_S / 1.5
 
 
 def test_the_cpu_time_of_another_rank_is_the_job_s(answers: Answers):

@@ -129,7 +129,7 @@ class Bench:
 
     def fed(self) -> Observed:
         """The feed alone, the trainer on batches that are there, and both together."""
-        discard = self.settings.queue_depth + 1
+        discard = self.settings.made_ahead
         with Progress("feeding the trainer", doctor.ROUNDS, "rounds") as progress:
             if isinstance(self.trainer, Trainer):
                 with TrainFeed(self.shards, self.basis, self.settings) as batches:
@@ -196,7 +196,7 @@ def tuned_for(bench: Bench, demand: float) -> dict[str, Any]:
 
     def measure(rivals: Mapping[str, FeedSettings]) -> dict[str, float]:
         feeds = {name: partial(paced, rival) for name, rival in rivals.items()}
-        discard = max(rival.queue_depth for rival in rivals.values()) + 1
+        discard = max(rival.made_ahead for rival in rivals.values())
         rates = measure_rates(feeds, bench.seconds, ROUNDS, progress, discard)
         return {name: rate.img_s for name, rate in rates.items()}
 
@@ -226,7 +226,7 @@ def stored_shapes(bench: Bench) -> StoredShapes:
         settings = replace(bench.settings, batch=min(bench.settings.batch, number))
         feeds = {shape: partial(stage_sizes, shards, bench.basis, settings, "full") for shape, shards in sets.items()}
         with Progress("measuring", ROUNDS * len(feeds), "windows") as progress:
-            rates = measure_rates(feeds, bench.seconds, ROUNDS, progress, settings.queue_depth + 1)
+            rates = measure_rates(feeds, bench.seconds, ROUNDS, progress, settings.made_ahead)
     return StoredShapes.of(number, rates["square"], rates["short-side"])
 
 

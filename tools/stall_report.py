@@ -91,7 +91,7 @@ def examine(run: Trained, clocks: StepClocks) -> Findings:
     here = local_stages(run)
     stages = here.each(lambda rate: in_step(by_rank(rate, ranks)))
     subject, swapped = subject_of(run.trainer, run.feed.batch), stages.full.img_s
-    discard = run.feed.queue_depth + 1 + place.is_pair  # one more is ahead where halves are swapped
+    discard = run.feed.made_ahead + place.is_pair  # one more is ahead where halves are swapped
     with (
         TrainFeed(run.shards, run.basis, run.feed, rank=place.rank, ranks=place.world) as feed,
         closing(joined(feed, ranks)) as batches,
