@@ -49,8 +49,8 @@ def measure_rates(
 ) -> dict[str, Rate]:
     """Measures every rival for a window of `seconds` in each of `rounds` rounds; `progress` counts windows.
 
-    The first `discard` batches of a window do not count: choose as many as can be made ahead, since these were made while
-    nobody looked. Iterators that can be closed are closed after their window.
+    The first `discard` batches of a window do not count: choose as many as can be made ahead, since these were made
+    while nobody looked. Iterators that can be closed are closed after their window.
     """
     windows: dict[str, list[_Window]] = {name: [] for name in factories}
     for _ in range(rounds):
