@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # The real set: make train IMAGENET=/path/to/the/three/ILSVRC2012/files
-# This and RUN, WORKERS, TRAIN_OPTIONS, ... reach tools/road.py as environment variables; its --help lists them.
-ROAD := $(BIN)/python tools/road.py
+# This and RUN, WORKERS, TRAIN_OPTIONS, ... reach tools/run_all.py as environment variables; its --help lists them.
+RUN_ALL := $(BIN)/python tools/run_all.py
 
 .DEFAULT_GOAL := help
 .PHONY: help env sample shards pca train test lint bench bench-peers gpu-check clean
@@ -26,16 +26,16 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 sample: $(READY) ## drawn pictures in ILSVRC2012's own files, in data/sample (nothing where IMAGENET is given)
-	$(ROAD) sample
+	$(RUN_ALL) sample
 
 shards: $(READY) ## shard sets of train and val
-	$(ROAD) shards
+	$(RUN_ALL) shards
 
 pca: $(READY) ## shard sets and their eigenbasis
-	$(ROAD) pca
+	$(RUN_ALL) pca
 
 train: $(READY) ## the whole road: sample, shards, eigenbasis, training, stall report
-	$(ROAD) train
+	$(RUN_ALL) train
 
 test: lint ## lint, types, tests
 	$(BIN)/python -m pytest
@@ -46,13 +46,13 @@ lint: $(READY) ## style and types
 	$(BIN)/mypy
 
 bench: $(READY) ## what the feed supplies, by stage, and beside its peers
-	$(ROAD) bench
+	$(RUN_ALL) bench
 
 bench-peers: $(READY) ## the feed beside bare decoding, SPDL, and a DataLoader over webdataset and Pillow
-	$(ROAD) peers
+	$(RUN_ALL) peers
 
 gpu-check: $(READY) ## what needs a CUDA device: tests, pixels, rates, stall report, into one file of benchmarks/
-	$(ROAD) gpu-check
+	$(RUN_ALL) gpu-check
 
 clean: ## removes the environment and the caches; data/ and runs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

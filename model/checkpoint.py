@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.alexnet import TOWERS, AlexNet, NetSpec, tower_rows
+from model.alexnet import AlexNet
 from model.optim import Momentum2012
-from model.ranks import ALONE, Ranks
+from model.parallel.ranks import SINGLE_RANK, Ranks
 from model.recipe import PlateauState, Recipe
+from model.shapes import TOWERS, NetSpec, tower_rows
 
 FORMAT = "alexnet-pipeline checkpoint, version 1"
 WEIGHTS, VELOCITIES, STATE = "weights.safetensors", "velocities.safetensors", "state.json"
@@ -37,7 +38,7 @@ class TrainState:
     Attributes:
         epoch: of the next step, from 0.
         step: of the next step within its epoch, from 0.
-        updates: steps taken so far, over all epochs.
+        optimizer_steps: steps taken so far, over all epochs.
         plateau: of recipes whose rates follow the validation error.
         losses: mean losses of the steps since the last line of metrics.
         corrects: share of images whose first guess was right, of the same steps.
@@ -46,7 +47,7 @@ class TrainState:
 
     epoch: int
     step: int
-    updates: int
+    optimizer_steps: int
     plateau: PlateauState
     losses: list[float]
     corrects: list[float]
@@ -59,7 +60,7 @@ class TrainState:
 
 
 def save(
-    path: Path, model: AlexNet, optimizer: Momentum2012, state: TrainState, seed: int, ranks: Ranks = ALONE
+    path: Path, model: AlexNet, optimizer: Momentum2012, state: TrainState, seed: int, ranks: Ranks = SINGLE_RANK
 ) -> None:
     """Writes a checkpoint under `path`, which appears when whole: temporary folder, fsync, rename. One that is there
     already, of the same state of the same run, is left as it is.
@@ -113,24 +114,24 @@ def _fsync(path: Path) -> None:
 
 
 def all_in(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, by updates, which their names sort by."""
+    """The checkpoints in `folder`, by optimizer_steps, which their names sort by."""
     return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint of most updates in `folder`, None where there is none."""
+    """The checkpoint of most optimizer_steps in `folder`, None where there is none."""
     return next(reversed(all_in(folder)), None)
 
 
-def updates(folder: Path) -> int:
+def optimizer_steps(folder: Path) -> int:
     """Updates of the latest checkpoint in `folder`, -1 where there is none: a number that ranks can tell each other."""
     path = latest(folder)
     return int(path.name.removeprefix("step-")) if path else -1
 
 
-def named(folder: Path, updates: int) -> Path | None:
-    """The checkpoint of that many updates, None for -1."""
-    return folder / _name(updates) if updates >= 0 else None
+def named(folder: Path, optimizer_steps: int) -> Path | None:
+    """The checkpoint of that many optimizer_steps, None for -1."""
+    return folder / _name(optimizer_steps) if optimizer_steps >= 0 else None
 
 
 def best(folder: Path) -> Path | None:
@@ -160,11 +161,11 @@ def prune(folder: Path, keep: int) -> None:
 
 def name_of(state: TrainState) -> str:
     """The folder name of a checkpoint at `state`."""
-    return _name(state.updates)
+    return _name(state.optimizer_steps)
 
 
-def _name(updates: int) -> str:
-    return f"step-{updates:09d}"
+def _name(optimizer_steps: int) -> str:
+    return f"step-{optimizer_steps:09d}"
 
 
 def restore(path: Path, model: AlexNet, optimizer: Momentum2012, seed: int) -> TrainState:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from model.recipe import LayerRates, Recipe
+from model.recipe import LayerLearningRates, Recipe
 
 
 class Momentum2012(torch.optim.Optimizer):
@@ -28,7 +28,7 @@ class Momentum2012(torch.optim.Optimizer):
         self,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         recipe: Recipe,
-        rates: Mapping[str, LayerRates],
+        rates: Mapping[str, LayerLearningRates],
     ) -> None:
         decays = {"weight": recipe.weight_decay, "bias": recipe.bias_decay}
         groups = [
@@ -39,7 +39,7 @@ class Momentum2012(torch.optim.Optimizer):
         for group in self.param_groups:
             (parameter,) = group["params"]
             self.state[parameter]["velocity"] = torch.zeros_like(parameter)
-        set_rates(self, rates)
+        set_learning_rates(self, rates)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -60,7 +60,7 @@ class Momentum2012(torch.optim.Optimizer):
         return {group["name"]: self.state[group["params"][0]]["velocity"] for group in self.param_groups}
 
 
-def set_rates(optimizer: Momentum2012, rates: Mapping[str, LayerRates]) -> None:
+def set_learning_rates(optimizer: Momentum2012, rates: Mapping[str, LayerLearningRates]) -> None:
     """Gives every parameter the rate of its layer and kind."""
     for group in optimizer.param_groups:
         layer, _, kind = group["name"].rpartition(".")

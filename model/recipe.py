@@ -49,7 +49,7 @@ class LayerRecipe:
 
 
 @dataclass(frozen=True)
-class RatesFrom:
+class LearningRatesFrom:
     """From the start of `epoch` (0 is the first), `layers` learn at the rates `weight` and `bias`; 0 freezes them."""
 
     epoch: int
@@ -85,11 +85,11 @@ class Recipe:
         rates: learning rates by epoch of a run of `epochs`; a later entry overrules an earlier one.
         plateau: how validation lowers all rates; None where epochs alone decide.
         lighting: name of the convention that turns the eigenbasis of the pixels into colour noise.
-        colour_noise: coefficient of that noise.
-        colour_noise_ends: epoch (of `epochs`) from which there is none; None for never.
+        lighting_noise: coefficient of that noise.
+        lighting_noise_ends: epoch (of `epochs`) from which there is none; None for never.
         mean: what is subtracted from the pixels: "image" is the mean of every pixel over the training set.
         crop_positions: places of the 224 crop along each side of the 256 square.
-        rate_scale: factor on all learning rates; 1 is the recipe.
+        learning_rate_scale: factor on all learning rates; 1 is the recipe.
     """
 
     name: str
@@ -102,19 +102,21 @@ class Recipe:
     momentum: float
     weight_decay: float
     bias_decay: float
-    rates: tuple[RatesFrom, ...]
+    rates: tuple[LearningRatesFrom, ...]
     plateau: Plateau | None
     lighting: Literal["source2012", "paper"]
-    colour_noise: float
-    colour_noise_ends: int | None
+    lighting_noise: float
+    lighting_noise_ends: int | None
     mean: Literal["image"]
     crop_positions: int
-    rate_scale: float = 1.0
+    learning_rate_scale: float = 1.0
 
     def __post_init__(self) -> None:
         assert tuple(layer.name for layer in self.layers) == LAYERS
-        if not 0 < self.rate_scale < math.inf:
-            raise ValueError(f"rate_scale {self.rate_scale} is not a positive number; 1.0 is the recipe's own rates")
+        if not 0 < self.learning_rate_scale < math.inf:
+            raise ValueError(
+                f"learning_rate_scale {self.learning_rate_scale} is not a positive number; 1.0 is the recipe's own rates"
+            )
 
     def layer(self, name: str) -> LayerRecipe:
         """The entry of the layer called `name`."""
@@ -145,17 +147,17 @@ SOURCE2012 = Recipe(
     # here epoch 25 is the one after 25 whole ones. Bias rates 0.02 and 0.002 are in the parameter files; when the
     # first gave way to the second is left open there, and is put at the first drop of the weights' rate here.
     rates=(
-        RatesFrom(0, LAYERS, weight=0.01, bias=0.02),
-        RatesFrom(25, LAYERS, weight=0.001, bias=0.002),
-        RatesFrom(51, LAYERS, weight=0.0001, bias=0.002),
-        RatesFrom(67, LAYERS[:1], weight=0.00001, bias=0.002),
-        RatesFrom(72, LAYERS[:1], weight=0.0, bias=0.0),
-        RatesFrom(79, LAYERS[1:], weight=0.00001, bias=0.002),
+        LearningRatesFrom(0, LAYERS, weight=0.01, bias=0.02),
+        LearningRatesFrom(25, LAYERS, weight=0.001, bias=0.002),
+        LearningRatesFrom(51, LAYERS, weight=0.0001, bias=0.002),
+        LearningRatesFrom(67, LAYERS[:1], weight=0.00001, bias=0.002),
+        LearningRatesFrom(72, LAYERS[:1], weight=0.0, bias=0.0),
+        LearningRatesFrom(79, LAYERS[1:], weight=0.00001, bias=0.002),
     ),
     plateau=None,
     lighting="source2012",  # convdata_jpeg.py:155-179
-    colour_noise=0.1,  # convdata.py:40
-    colour_noise_ends=67,  # 145, run notes
+    lighting_noise=0.1,  # convdata.py:40
+    lighting_noise_ends=67,  # 145, run notes
     mean="image",  # convdata_jpeg.py:95
     crop_positions=33,  # convdata_jpeg.py:238-246: offsets 0 to 32
 )
@@ -180,13 +182,13 @@ PAPER = Recipe(
     momentum=0.9,  # P 5
     weight_decay=0.0005,  # P 5
     bias_decay=0.0,  # P 5 writes its rule for a weight w and names biases apart from weights: read as no decay
-    rates=(RatesFrom(0, LAYERS, weight=0.01, bias=0.01),),  # P 5: "an equal learning rate for all layers"
+    rates=(LearningRatesFrom(0, LAYERS, weight=0.01, bias=0.01),),  # P 5: "an equal learning rate for all layers"
     # P 5: divided by 10 when the validation error stopped improving, three times. "Stopped improving" was judged by
     # hand; the patience is ours: a fifth of the 23 to 28 epochs that a rate was kept for in the run notes of 145.
     plateau=Plateau(divisor=10.0, most=3, patience_epochs=5),
     lighting="paper",  # P 4.1
-    colour_noise=0.1,  # P 4.1
-    colour_noise_ends=None,
+    lighting_noise=0.1,  # P 4.1
+    lighting_noise_ends=None,
     mean="image",  # P 2: "the mean activity over the training set from each pixel"
     crop_positions=32,  # P 4.1: 2048 = 32 x 32 x 2
 )
@@ -202,7 +204,7 @@ def recipe(name: str) -> Recipe:
 
 
 @dataclass(frozen=True)
-class LayerRates:
+class LayerLearningRates:
     """Learning rates of one layer; at 0 its parameters and velocities stay as they are (weights.cu:148)."""
 
     weight: float
@@ -233,25 +235,25 @@ class PlateauState:
         return PlateauState(self.best_error, 0, self.reductions + 1)
 
 
-def rates(recipe: Recipe, epoch: int, epochs: int, reductions: int = 0) -> dict[str, LayerRates]:
+def learning_rates(recipe: Recipe, epoch: int, epochs: int, reductions: int = 0) -> dict[str, LayerLearningRates]:
     """Learning rates of every layer in `epoch` (from 0) of a run of `epochs`, after `reductions` by the plateau.
 
     A shorter or longer run keeps the proportions of the recipe's: a change comes with the first epoch that starts at
     or after its share of the run. ValueError where the run has no such epoch.
     """
     divisor = 1.0 if recipe.plateau is None else recipe.plateau.divisor**reductions
-    factor = recipe.rate_scale / divisor
-    now: dict[str, LayerRates] = {}
+    factor = recipe.learning_rate_scale / divisor
+    now: dict[str, LayerLearningRates] = {}
     for change in recipe.rates:
         if _reached(recipe, change.epoch, epoch, epochs):
-            now |= dict.fromkeys(change.layers, LayerRates(change.weight * factor, change.bias * factor))
+            now |= dict.fromkeys(change.layers, LayerLearningRates(change.weight * factor, change.bias * factor))
     return now
 
 
-def colour_noise(recipe: Recipe, epoch: int, epochs: int) -> float:
+def lighting_noise(recipe: Recipe, epoch: int, epochs: int) -> float:
     """Coefficient of the colour noise in `epoch` (from 0) of a run of `epochs`; 0 means pixels are left as they are."""
-    ends = recipe.colour_noise_ends
-    return 0.0 if ends is not None and _reached(recipe, ends, epoch, epochs) else recipe.colour_noise
+    ends = recipe.lighting_noise_ends
+    return 0.0 if ends is not None and _reached(recipe, ends, epoch, epochs) else recipe.lighting_noise
 
 
 def _reached(recipe: Recipe, milestone: int, epoch: int, epochs: int) -> bool:

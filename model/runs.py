@@ -68,9 +68,9 @@ class RunFolder:
         lines = path.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def forget_after(self, updates: int) -> None:
-        """Drops metrics of steps after `updates`: a resumed run takes those steps, and writes their lines, again."""
-        kept = [line for line in self.metrics() if line["step"] <= updates]
+    def forget_after(self, optimizer_steps: int) -> None:
+        """Drops metrics of steps after `optimizer_steps`: a resumed run takes those steps, and writes their lines, again."""
+        kept = [line for line in self.metrics() if line["step"] <= optimizer_steps]
         write_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,16 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.alexnet import AlexNet, DropoutDraws
+from model.alexnet import AlexNet
 from model.batch import Batch
 from model.checkpoint import TrainState
 from model.device_clock import DeviceTimes, device_clock
-from model.exchange import TowerExchange
-from model.optim import Momentum2012, set_rates
-from model.recipe import rates
+from model.dropout import DropoutDraws
+from model.optim import Momentum2012, set_learning_rates
+from model.parallel.exchange import TowerExchange
+from model.recipe import learning_rates
 
 PRECISIONS = ("float32", "bfloat16")
-ALONE = TowerExchange()  # of a rank that has both towers and all rows
+NO_EXCHANGE = TowerExchange()  # of a rank that has both towers and all rows
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class LoopSettings:
     seed: int  # of the dropout masks
     log_every: int = 20  # steps; reading the loss makes the host wait for the device
     precision: str = "float32"  # P: single precision
-    max_updates: int | None = None  # stop here, on the schedule of `epochs`
-    save_every: int | None = None  # updates; besides the end of every epoch
+    max_optimizer_steps: int | None = None  # stop here, on the schedule of `epochs`
+    save_every: int | None = None  # optimizer_steps; besides the end of every epoch
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps_per_epoch", "log_every", "max_updates", "save_every"):
+        for name in ("epochs", "steps_per_epoch", "log_every", "max_optimizer_steps", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}, expected at least 1")
@@ -51,10 +52,10 @@ class LoopSettings:
             raise ValueError(f"precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
 
     @property
-    def updates(self) -> int:
+    def optimizer_steps(self) -> int:
         """Updates of the whole run."""
         whole = self.epochs * self.steps_per_epoch
-        return whole if self.max_updates is None else min(whole, self.max_updates)
+        return whole if self.max_optimizer_steps is None else min(whole, self.max_optimizer_steps)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def train_step(
     batch: Batch,
     draws: DropoutDraws,
     precision: str = "float32",
-    towers: TowerExchange = ALONE,
+    towers: TowerExchange = NO_EXCHANGE,
 ) -> tuple[Tensor, Tensor]:
     """One update. Returns mean loss and share of right first guesses of this rank's rows, as tensors on the device:
     nothing waits. Where tower 0 is not held both are 0, since there are no logits."""
@@ -145,7 +146,7 @@ class Trainer:
         optimizer: Momentum2012,
         settings: LoopSettings,
         state: TrainState,
-        towers: TowerExchange = ALONE,
+        towers: TowerExchange = NO_EXCHANGE,
     ) -> None:
         self.model, self.optimizer, self.settings, self.state = model, optimizer, settings, state
         self.towers, self.ranks = towers, towers.ranks
@@ -162,7 +163,7 @@ class Trainer:
             pass
         self._read_clock(hooks, last=True)
         self.settle()
-        return self.state.updates >= self.settings.updates and not self._validation_is_due
+        return self.state.optimizer_steps >= self.settings.optimizer_steps and not self._validation_is_due
 
     @property
     def _validation_is_due(self) -> bool:
@@ -174,9 +175,9 @@ class Trainer:
             self._end_epoch(hooks)
         self._begin_epoch()
         ended_s = time.perf_counter()
-        while state.updates < settings.updates:
+        while state.optimizer_steps < settings.optimizer_steps:
             started_s = time.perf_counter()
-            ranks.mark("waiting for its batch", state.updates + 1)
+            ranks.mark("waiting for its batch", state.optimizer_steps + 1)
             batch = next(batches)
             got_s = time.perf_counter()
             self.step(batch)
@@ -186,12 +187,12 @@ class Trainer:
             hooks.on_step(images, times)
             self._times.append(times)
             self._read_clock(hooks)
-            if state.updates % settings.log_every == 0:
+            if state.optimizer_steps % settings.log_every == 0:
                 hooks.on_log(self._log_line(images, hooks))
             if self._validation_is_due:
                 self._end_epoch(hooks)
                 ended_s = time.perf_counter()
-            elif settings.save_every and state.updates % settings.save_every == 0:
+            elif settings.save_every and state.optimizer_steps % settings.save_every == 0:
                 self._read_clock(hooks, last=True)
                 self.settle()
                 hooks.save(state)
@@ -204,7 +205,7 @@ class Trainer:
         state, place = self.state, self.ranks.place
         assert (batch.epoch, batch.step) == (state.epoch, state.step), "the feed and the loop are at different steps"
         images = len(batch.labels) * place.data_ranks
-        draws = DropoutDraws(self.settings.seed, state.updates, place.first_row(images), images)
+        draws = DropoutDraws(self.settings.seed, state.optimizer_steps, place.first_row(images), images)
         self.ranks.mark("its own part of the step")
         if self.clock:
             self.clock.begin()
@@ -213,7 +214,7 @@ class Trainer:
             self.clock.end()
         self._pending.append(results)
         state.step += 1
-        state.updates += 1
+        state.optimizer_steps += 1
         state.val_error = None
 
     def settle(self) -> None:
@@ -230,9 +231,13 @@ class Trainer:
         self.state.corrects += [correct for _, correct in means]
         for back, loss in enumerate(reversed(self.state.losses)):
             if not math.isfinite(loss):
-                raise Diverged(f"loss {loss} at update {self.state.updates - back}; lower the rates (--rate-scale)")
+                raise Diverged(
+                    f"loss {loss} at update {self.state.optimizer_steps - back}; lower the rates (--rate-scale)"
+                )
         if values[-1, 0] > 0:
-            raise Diverged(f"weights are not finite after update {self.state.updates}; lower the rates (--rate-scale)")
+            raise Diverged(
+                f"weights are not finite after update {self.state.optimizer_steps}; lower the rates (--rate-scale)"
+            )
 
     def _read_clock(self, hooks: Hooks, last: bool = False) -> None:
         """Passes on what the device has passed; `last` waits for it: what follows is no gap between steps."""
@@ -244,8 +249,8 @@ class Trainer:
     def _begin_epoch(self) -> None:
         state, settings = self.state, self.settings
         if state.epoch < settings.epochs:
-            now = rates(self.model.recipe, state.epoch, settings.epochs, state.plateau.reductions)
-            set_rates(self.optimizer, now)
+            now = learning_rates(self.model.recipe, state.epoch, settings.epochs, state.plateau.reductions)
+            set_learning_rates(self.optimizer, now)
             self._rate = now["fc8"].weight
 
     def _end_epoch(self, hooks: Hooks) -> None:
@@ -268,7 +273,7 @@ class Trainer:
         state, times = self.state, self._times
         line = {
             "epoch": state.epoch,
-            "step": state.updates,
+            "step": state.optimizer_steps,
             "loss": sum(state.losses) / len(state.losses),
             "top1": sum(state.corrects) / len(state.corrects),
             "lr": self._rate,
@@ -283,63 +288,6 @@ class Trainer:
         times.clear()
         self._device_times.clear()
         return line
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores over a whole set: mean negative log-probability of the right class, and fractions of right guesses."""
-
-    loss: float
-    top1: float
-    top5: float
-    images: int
-
-
-def never() -> bool:
-    """For those whom nobody stops."""
-    return False
-
-
-@torch.no_grad()
-def evaluate(
-    model: AlexNet,
-    batches: Iterable[Batch],
-    precision: str = "float32",
-    towers: TowerExchange = ALONE,
-    stopped: Callable[[], bool] = never,
-) -> Scores:
-    """Scores of `model` on batches of views (N, views, 3, 224, 224), this rank's; the scores are over all ranks'.
-
-    The probabilities of a picture's views are averaged, and all scores come from the average (P 4.1; layer.cu:1804).
-    Raises Interrupted where `stopped`, asked after every batch, says so.
-    """
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)  # loss, hits of 1 and of 5, images
-    for batch in batches:
-        count, views = batch.images.shape[:2]
-        if count:  # a pair's share of the last batch may be none
-            with autocast(batch.images.device, precision):
-                logits = model(batch.images.flatten(0, 1), exchange=towers)
-            if 0 in model.towers:
-                sums += torch.stack([*_scores(logits, batch.labels, views), logits.new_tensor(count).double()]).cpu()
-        if stopped():
-            raise Interrupted
-    loss, top1, top5, images = towers.ranks.total(sums).tolist()
-    return Scores(loss / images, top1 / images, top5 / images, round(images))
-
-
-def _scores(logits: Tensor, labels: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
-    probabilities = logits.double().softmax(dim=1).view(len(labels), views, -1).mean(dim=1)
-    right = probabilities.gather(1, labels[:, None])
-    return -right.log().sum(), hits(probabilities, right, 1).sum(), hits(probabilities, right, 5).sum()
-
-
-def hits(probabilities: Tensor, right: Tensor, k: int) -> Tensor:
-    """Share, (N,), of a hit among the first `k` guesses: 1 or 0, or between where the right class (probability `right`,
-    (N, 1)) ties with others for the last places (layer_kernels.cu:96-118)."""
-    better = (probabilities > right).sum(dim=1)
-    equal = (probabilities == right).sum(dim=1)
-    return ((k - better) / equal).clamp(0, 1).double()
 
 
 def wait_for(device: torch.device) -> None:

@@ -17,7 +17,6 @@ MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # golden ratio and sqrt(3) - 1, added to the key after each round
 ROUNDS = 10
 CHUNK = 16384  # counters worked on at once: the words in hand stay in the cache, which is four times as fast
-
 _LOW = np.uint64(0xFFFFFFFF)
 _WORD_BITS = np.uint64(32)
 
@@ -74,3 +73,15 @@ def normals(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     radius = np.sqrt(-2 * np.log(uniforms[..., 0::2]))
     angle = 2 * np.pi * uniforms[..., 1::2]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).astype(np.float32)
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The permutation (samples,) of 0 to samples - 1 that `epoch` visits: sample ids sorted by random 64-bit keys."""
+    return np.argsort(random_keys(samples, seed, epoch, Purpose.ORDER), kind="stable")
+
+
+def random_keys(number: int, seed: int, epoch: int, purpose: Purpose) -> NDArray[np.uint64]:
+    """Random 64-bit keys (number,)."""
+    words = words_for(np.arange((number + 1) // 2), epoch, purpose, seed)  # four words are two keys
+    keys: NDArray[np.uint64] = words.astype("<u4").view("<u8").reshape(-1)[:number]
+    return keys

@@ -1,6 +1,6 @@
 """Who does the work: the caller's own process, processes of this machine, or a Dask cluster; all give the same results.
 
-    with workers_of(2, preload="pipeline.sharder") as workers:
+    with workers_of(2, preload="pipeline.shards.job") as workers:
         results = list(workers.map(job, arguments))
 
 Whatever follows `concurrent.futures.Executor` can do it; there is no engine of our own.
@@ -12,7 +12,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,7 +28,6 @@ from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-
 QUEUED = 2  # jobs a worker has ahead: none waits for its next one, and what jobs carry does not pile up
 
 
@@ -69,7 +75,7 @@ class Workers:
                 future.cancel()
 
 
-ALONE = Workers(None, 1)
+IN_PROCESS = Workers(None, 1)
 
 
 @contextmanager
@@ -82,7 +88,7 @@ def workers_of(count: int, preload: str, engine: str | None = None) -> Iterator[
         with _cluster(engine) as workers:
             yield workers
     elif count == 1:
-        yield ALONE
+        yield IN_PROCESS
     else:
         # forkserver: workers share the pages of libraries, which a fork of this (threaded) process could not do safely
         context = get_context("forkserver")
@@ -139,3 +145,6 @@ def _died() -> OSError:
 
 def ignore(n: int) -> None:
     """Progress that nobody watches."""
+
+
+Progress = Callable[[int], None]

@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import eigenbasis
-from pipeline.sample import SampleSettings, make_sample
-from pipeline.sharder import ShardSettings, make_split
-from pipeline.shards import ShardSet, open_shards
-from pipeline.sources import open_source
-from pipeline.workers import ALONE, ignore
-
-SAMPLE = SampleSettings(classes=4, train_images=12, val_images=5, min_side=150, max_side=220, seed=7)
-SHARD_SETTINGS = ShardSettings(seed=7, shard_samples=20)
-
+from pipeline import rgb_pca
+from pipeline.imagenet.source import open_source
+from pipeline.shards.build import make_split
+from pipeline.shards.reader import ShardSet, open_shards
+from pipeline.synthetic.dataset import make_sample
+from pipeline.workers import IN_PROCESS, ignore
+from tests.support.shard_fixtures import SAMPLE, SHARD_SETTINGS
 
 torch.set_num_threads(1)  # small nets: more threads would only wait for one another
 
@@ -25,7 +22,7 @@ torch.set_num_threads(1)  # small nets: more threads would only wait for one ano
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three ILSVRC files."""
     folder = tmp_path_factory.mktemp("sample")
-    make_sample(folder, SAMPLE, workers=ALONE, progress=ignore)
+    make_sample(folder, SAMPLE, workers=IN_PROCESS, progress=ignore)
     return folder
 
 
@@ -34,9 +31,9 @@ def shard_root(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`train` (with its eigenbasis) and `val` of the sample. Tests that change it work on a copy."""
     root = tmp_path_factory.mktemp("shards")
     for split in ("train", "val"):
-        make_split(open_source(sample).listing(split), root, SHARD_SETTINGS, ALONE, 10, ignore)
+        make_split(open_source(sample).listing(split), root, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
     shards = open_shards(root / "train")
-    eigenbasis.save(eigenbasis.measure(shards, ALONE, ignore), root / "train" / "eigenbasis.json")
+    rgb_pca.save(rgb_pca.measure(shards, IN_PROCESS, ignore), root / "train" / "eigenbasis.json")
     return root
 
 

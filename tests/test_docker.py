@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import road
 import yaml
-from rank_tools import TINY, ended, losses, wait_for_step
-from road import STAGES, STOPPED, Road, choose_ranks
 
 from model import checkpoint
+from tests.support.rank_tools import TINY, ended, losses, wait_for_step
+from tools import run_all as road
+from tools.run_all import STAGES, STOPPED, Settings, choose_ranks
 
 ROOT = Path(__file__).parent.parent
 COMPOSE, OVERRIDE, DOCKERFILE = ROOT / "compose.yaml", ROOT / "docker/compose.cpu.yaml", ROOT / "docker/Dockerfile"
@@ -146,7 +146,7 @@ def test_every_setting_is_explained():
     active = dict(re.findall(r"^([A-Z_]+)=(.*)$", text, flags=re.MULTILINE))
     unset = {name: value for name, value in active.items() if name != "HANG_MINUTES"}  # road.py has that default
     assert services(unset) == services({})
-    assert Road.of({}).hang_minutes == Road.of(active).hang_minutes
+    assert Settings.of({}).hang_minutes == Settings.of(active).hang_minutes
 
 
 def test_the_container_s_environment_is_what_the_road_reads():
@@ -157,7 +157,7 @@ def test_the_container_s_environment_is_what_the_road_reads():
             asked.add(name)
             return default
 
-    Road.of(Asked())
+    Settings.of(Asked())
     for name, service in services({}).items():
         assert name == "folders" or service["environment"].keys() == asked
 
@@ -320,7 +320,7 @@ def test_bench_measures_what_train_would_be_fed_by(monkeypatch: pytest.MonkeyPat
             return 0
 
     monkeypatch.setattr(road, "gpus_here", lambda: 1)
-    assert road.take("bench", Road.of({"DATA": str(tmp_path)}), Steps()) == 0  # type: ignore[arg-type]
+    assert road.take("bench", Settings.of({"DATA": str(tmp_path)}), Steps()) == 0  # type: ignore[arg-type]
     assert [name for name, *_ in called] == ["bench_loader", "bench_peers"]
     for name, shards, *options in called:
         assert shards == str(tmp_path / "sample-256/train")
@@ -349,7 +349,7 @@ def test_sigterm_saves_and_ends_with_0(ranks: int, shard_root: Path, tmp_path: P
     out = ended(process)
     last = losses(tmp_path / "a")[-1][0]
     assert f"stopped after update {last}" in out and last < 100
-    assert checkpoint.updates(tmp_path / "a/checkpoints") == last
+    assert checkpoint.optimizer_steps(tmp_path / "a/checkpoints") == last
 
 
 def test_sigterm_between_two_tools_starts_no_further_one(tmp_path: Path):

@@ -25,34 +25,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from cli import Progress, cores, run, write_json
-from stall_report import REPLAYED, subject_of
-
-from model.alexnet import AlexNet, NetSpec
+from model.alexnet import AlexNet
 from model.checkpoint import TrainState
-from model.exchange import TowerExchange
 from model.optim import Momentum2012
-from model.ranks import start
-from model.recipe import SOURCE2012, rates
+from model.parallel.exchange import TowerExchange
+from model.parallel.ranks import start
+from model.recipe import SOURCE2012, learning_rates
+from model.shapes import NetSpec
 from model.trainer import LoopSettings, Trainer
-from pipeline import doctor, eigenbasis
-from pipeline.doctor import EmulatedTrainer, Observed, Subject, observe
-from pipeline.eigenbasis import Eigenbasis
-from pipeline.findings import Findings, find, format_findings, setup_of
-from pipeline.fingerprint import machine, memory
-from pipeline.loader import FeedSettings, TrainFeed, check_device, order_of, stage_sizes
-from pipeline.order import Order, shuffle_quality, steps_per_epoch
-from pipeline.rates import Rate, measure_rates
-from pipeline.report_html import page
-from pipeline.report_picture import picture
-from pipeline.shards import ShardSet, open_shards
-from pipeline.stages import ROUNDS, measure_stages, storage_in_words, windows
-from pipeline.stall import AU_BAR
-from pipeline.stored_shape import PICTURES, StoredShapes, both_shapes, has_whole_pictures
-from pipeline.tuning import HEADROOM, choices, speed_of, tune
+from pipeline import rgb_pca
+from pipeline.diagnosis.accounting import AU_THRESHOLD
+from pipeline.diagnosis.findings import Findings, build_findings, format_findings, setup_of
+from pipeline.diagnosis.html import report_html
+from pipeline.diagnosis.stored_shape import PICTURES, StoredShapes, both_shapes, has_whole_images
+from pipeline.diagnosis.svg import report_svg
+from pipeline.diagnosis.tuning import HEADROOM, choices, speed_of, tune
+from pipeline.loader.inputs import order_of
+from pipeline.loader.loader import TrainLoader, stage_batch_sizes
+from pipeline.loader.order import Order, shuffle_quality, steps_per_epoch
+from pipeline.loader.settings import LoaderSettings, check_device
+from pipeline.profiling import windows as doctor
+from pipeline.profiling.machine import describe_machine, memory_use
+from pipeline.profiling.stages import ROUNDS, measure_stages, storage_in_words, windows
+from pipeline.profiling.throughput import Throughput, measure_throughput
+from pipeline.profiling.windows import EmulatedTrainer, TrainerUnderTest, WindowMeasurements, measure_windows
+from pipeline.rgb_pca import Eigenbasis
+from pipeline.shards.reader import ShardSet, open_shards
+from tools.shared.cli import Progress, cores, run, write_json
+from tools.shared.stall_report import REPLAYED, subject_of
 
 TIMEOUT_S = 300.0  # of ranks that wait for others: here is one
-PLOTS = {".html": page, ".svg": picture}
+PLOTS = {".html": report_html, ".svg": report_svg}
 WORK = {
     "read": "read",
     "decode": "read + decode",
@@ -67,15 +70,15 @@ def main() -> int:
     trainer: EmulatedTrainer | Trainer | None = None
     if arguments.demand is not None:
         trainer = EmulatedTrainer(arguments.demand)
-    if not 0 < arguments.au_bar <= 1:
-        raise ValueError(f"--au-bar {arguments.au_bar:g}; AU is a share, above 0 and at most 1")
+    if not 0 < arguments.au_threshold <= 1:
+        raise ValueError(f"--au-bar {arguments.au_threshold:g}; AU is a share, above 0 and at most 1")
     if arguments.plot is not None and arguments.plot.suffix not in PLOTS:
         raise ValueError(f"--plot {arguments.plot}; expected a file name that ends in {' or '.join(PLOTS)}")
     check_device(arguments.device)
     shards = open_shards(arguments.shards)
-    basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
+    basis = rgb_pca.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     changes = {} if arguments.threads is None else {"threads": arguments.threads}
-    settings = FeedSettings(batch=arguments.batch, device=arguments.device, order=arguments.order, **changes)
+    settings = LoaderSettings(batch=arguments.batch, device=arguments.device, order=arguments.order, **changes)
     print(
         f"{arguments.shards}: {len(shards):,} samples, device {settings.device}, batch {settings.batch}, "
         f"{settings.threads} threads, "
@@ -103,8 +106,13 @@ def main() -> int:
         trainer = network(shards, settings, arguments.width)
     if trainer is not None:
         bench = Bench(shards, basis, settings, trainer, arguments.seconds)
-        about = {"machine": machine(), **{name: record[name] for name in ("shards", "manifest_sha256", "settings")}}
-        found = find(stages, bench.fed(), setup_of(shards, settings, cores()), memory(), about, arguments.au_bar)
+        about = {
+            "machine": describe_machine(),
+            **{name: record[name] for name in ("shards", "manifest_sha256", "settings")},
+        }
+        found = build_findings(
+            stages, bench.fed(), setup_of(shards, settings, cores()), memory_use(), about, arguments.au_threshold
+        )
         print(f"\n{format_findings(found)}\n")
         record["stall"] = found.record()
         write_page(arguments.plot, found)
@@ -114,7 +122,7 @@ def main() -> int:
             write_json(arguments.tune, {**tuned_for(bench, found.report.demand), "fingerprint": about})
     print(json.dumps(record))
     write_json(arguments.json, record)
-    return int(found is not None and found.report.au < arguments.au_bar)
+    return int(found is not None and found.report.au < arguments.au_threshold)
 
 
 @dataclass(frozen=True)
@@ -123,30 +131,32 @@ class Bench:
 
     shards: ShardSet
     basis: Eigenbasis
-    settings: FeedSettings
+    settings: LoaderSettings
     trainer: EmulatedTrainer | Trainer
     seconds: float
 
-    def fed(self) -> Observed:
+    def fed(self) -> WindowMeasurements:
         """The feed alone, the trainer on batches that are there, and both together."""
         discard = self.settings.made_ahead
         with Progress("feeding the trainer", doctor.ROUNDS, "rounds") as progress:
             if isinstance(self.trainer, Trainer):
-                with TrainFeed(self.shards, self.basis, self.settings) as batches:
+                with TrainLoader(self.shards, self.basis, self.settings) as batches:
                     kept = [next(batches) for _ in range(REPLAYED)]
                     subject = subject_of(self.trainer, self.settings.batch)
-                    return observe(batches, subject, kept, self.seconds, discard, progress=progress)
-            with closing(cast(Generator[int], stage_sizes(self.shards, self.basis, self.settings, "full"))) as sizes:
-                sleeper = Subject[int](size=int, step=self.trainer)
-                return observe(sizes, sleeper, [self.settings.batch], self.seconds, discard, progress=progress)
+                    return measure_windows(batches, subject, kept, self.seconds, discard, progress=progress)
+            with closing(
+                cast(Generator[int], stage_batch_sizes(self.shards, self.basis, self.settings, "full"))
+            ) as sizes:
+                sleeper = TrainerUnderTest[int](size=int, step=self.trainer)
+                return measure_windows(sizes, sleeper, [self.settings.batch], self.seconds, discard, progress=progress)
 
 
-def network(shards: ShardSet, settings: FeedSettings, width: float) -> Trainer:
+def network(shards: ShardSet, settings: LoaderSettings, width: float) -> Trainer:
     """The network of 2012, both towers here, as train.py begins it."""
     ranks = start("towers", settings.device, TIMEOUT_S)
     spec = NetSpec(len(shards.manifest.classes), width)
     model = AlexNet(spec, SOURCE2012, ranks.place.towers, settings.seed).to(ranks.device)
-    optimizer = Momentum2012(model.named_parameters(), SOURCE2012, rates(SOURCE2012, 0, SOURCE2012.epochs))
+    optimizer = Momentum2012(model.named_parameters(), SOURCE2012, learning_rates(SOURCE2012, 0, SOURCE2012.epochs))
     loop = LoopSettings(SOURCE2012.epochs, steps_per_epoch(len(shards), settings.batch), settings.seed)
     return Trainer(model, optimizer, loop, TrainState.start(), TowerExchange(ranks, model))
 
@@ -189,15 +199,15 @@ def tuned_for(bench: Bench, demand: float) -> dict[str, Any]:
     """Searches and prints; the record for --tune's file."""
     eager = EmulatedTrainer(demand * HEADROOM)
 
-    def paced(settings: FeedSettings) -> Iterator[int]:
-        for images in stage_sizes(bench.shards, bench.basis, settings, "full"):
+    def paced(settings: LoaderSettings) -> Iterator[int]:
+        for images in stage_batch_sizes(bench.shards, bench.basis, settings, "full"):
             eager(images)
             yield images
 
-    def measure(rivals: Mapping[str, FeedSettings]) -> dict[str, float]:
+    def measure(rivals: Mapping[str, LoaderSettings]) -> dict[str, float]:
         feeds = {name: partial(paced, rival) for name, rival in rivals.items()}
         discard = max(rival.made_ahead for rival in rivals.values())
-        rates = measure_rates(feeds, bench.seconds, ROUNDS, progress, discard)
+        rates = measure_throughput(feeds, bench.seconds, ROUNDS, progress, discard)
         return {name: rate.img_s for name, rate in rates.items()}
 
     options = choices(bench.settings, cores())
@@ -206,7 +216,7 @@ def tuned_for(bench: Bench, demand: float) -> dict[str, Any]:
     for trial in trials:
         print(f"tune       {in_words(trial.settings)}: {trial.img_s:,.0f} img/s")
     tuned = {"settings": speed_of(best), "demand": demand, "trials": [asdict(trial) for trial in trials]}
-    if has_whole_pictures(bench.shards):
+    if has_whole_images(bench.shards):
         shapes = stored_shapes(replace(bench, settings=best))
         print(f"tune       {shapes}")
         if shapes.needed(demand):
@@ -224,9 +234,11 @@ def stored_shapes(bench: Bench) -> StoredShapes:
             sets = kept.enter_context(both_shapes(bench.shards, pictures, progress))
         number = len(sets["square"])
         settings = replace(bench.settings, batch=min(bench.settings.batch, number))
-        feeds = {shape: partial(stage_sizes, shards, bench.basis, settings, "full") for shape, shards in sets.items()}
+        feeds = {
+            shape: partial(stage_batch_sizes, shards, bench.basis, settings, "full") for shape, shards in sets.items()
+        }
         with Progress("measuring", ROUNDS * len(feeds), "windows") as progress:
-            rates = measure_rates(feeds, bench.seconds, ROUNDS, progress, settings.made_ahead)
+            rates = measure_throughput(feeds, bench.seconds, ROUNDS, progress, settings.made_ahead)
     return StoredShapes.of(number, rates["square"], rates["short-side"])
 
 
@@ -235,7 +247,7 @@ def in_words(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def table(rates: dict[str, Rate]) -> str:
+def table(rates: dict[str, Throughput]) -> str:
     """Rates as lines for people."""
     lines = [f"{'':26}{'img/s':>9}{'min':>9}{'max':>9}{'ms/img':>9}{'CPU ms/img':>12}{'cores':>7}"]
     for name, rate in rates.items():
@@ -250,17 +262,17 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, help="folder of a shard set")
     parser.add_argument("--eigenbasis", type=Path, help="default: SHARDS/eigenbasis.json")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default=FeedSettings.device)
-    parser.add_argument("--batch", type=int, default=FeedSettings.batch)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=LoaderSettings.device)
+    parser.add_argument("--batch", type=int, default=LoaderSettings.batch)
     parser.add_argument("--threads", type=int, help="DALI's; default: cores + 1, at most 8")
-    parser.add_argument("--order", choices=get_args(Order), default=FeedSettings.order)
+    parser.add_argument("--order", choices=get_args(Order), default=LoaderSettings.order)
     parser.add_argument("--cold", action="store_true", help="have the kernel forget the set before every window")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (default 5)")
     fed = parser.add_mutually_exclusive_group()
     fed.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
     fed.add_argument("--trainer", action="store_true", help="feed the network itself on trial, with recipe source2012")
     parser.add_argument("--width", type=float, default=1.0, metavar="W", help="scales the network's maps (default 1)")
-    parser.add_argument("--au-bar", type=float, default=AU_BAR, help="exit with 1 below (default %(default)s)")
+    parser.add_argument("--au-bar", type=float, default=AU_THRESHOLD, help="exit with 1 below (default %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the report as a page (.html) or picture (.svg)")
     parser.add_argument("--verify", action="store_true", help="make the first proposed change and measure again")
     parser.add_argument("--tune", type=Path, metavar="FILE", help="search settings for the demand, write them here")

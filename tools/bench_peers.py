@@ -33,18 +33,21 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-from cli import Progress, run, write_json
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipeline import eigenbasis
-from pipeline.augment import CROP, POSITIONS, STORED, Draws, Lighting, central_origin, draw
-from pipeline.eigenbasis import Eigenbasis
-from pipeline.loader import FeedSettings, Ids, stage_sizes
-from pipeline.order import batch_ids, epoch_order, steps_per_epoch
-from pipeline.rates import Rate, measure_rates
-from pipeline.shards import ShardSet, open_shards
+from pipeline import rgb_pca
+from pipeline.loader.augment import CROP, POSITIONS, STORED, Draws, Lighting, central_origin, draw
+from pipeline.loader.inputs import Ids
+from pipeline.loader.loader import stage_batch_sizes
+from pipeline.loader.order import batch_ids, steps_per_epoch
+from pipeline.loader.settings import LoaderSettings
+from pipeline.philox import epoch_order
+from pipeline.profiling.throughput import Throughput, measure_throughput
+from pipeline.rgb_pca import Eigenbasis
+from pipeline.shards.reader import ShardSet, open_shards
+from tools.shared.cli import Progress, run, write_json
 
 FEED = "this feed"
 SHUFFLED = 1000  # samples among which webdataset draws the next one, its usual number
@@ -66,21 +69,21 @@ def main() -> int:
     """Measures and prints; returns the exit code."""
     arguments = _arguments()
     shards = open_shards(arguments.shards)
-    basis = eigenbasis.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
+    basis = rgb_pca.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
     if len(shards.tars) < arguments.workers:
         raise ValueError(f"{len(shards.tars)} tars for {arguments.workers} workers; webdataset wants one each at least")
     changes = {} if arguments.threads is None else {"threads": arguments.threads}
-    settings = FeedSettings(batch=arguments.batch, mean="channel", **changes)
+    settings = LoaderSettings(batch=arguments.batch, mean="channel", **changes)
     peers = peers_of(shards, basis, settings, arguments.workers)
     absent = {name: reason for name, peer in peers.items() if (reason := _missing(peer))} | {
         "FFCV, JPEG mode": "its package builds from source only, against headers of OpenCV and libturbojpeg",
     }
-    rivals: dict[str, Sizes] = {FEED: lambda: stage_sizes(shards, basis, settings, "full")}
+    rivals: dict[str, Sizes] = {FEED: lambda: stage_batch_sizes(shards, basis, settings, "full")}
     rivals |= {name: peer.sizes for name, peer in peers.items() if name not in absent}
     with Progress("measuring", arguments.rounds * len(rivals), "windows") as progress:
         # Threads and workers may each hold batches that were ready before the clock started.
         ready = QUEUED * max(arguments.workers, settings.threads) + 1
-        rates = measure_rates(rivals, arguments.seconds, arguments.rounds, progress, ready)
+        rates = measure_throughput(rivals, arguments.seconds, arguments.rounds, progress, ready)
     print(
         f"{arguments.shards}: {len(shards):,} samples, batch {settings.batch}, {settings.threads} threads, "
         f"{arguments.workers} DataLoader workers, {arguments.rounds} rounds of {arguments.seconds:g} s each"
@@ -106,7 +109,7 @@ def main() -> int:
     return 0
 
 
-def peers_of(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, workers: int) -> dict[str, Peer]:
+def peers_of(shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, workers: int) -> dict[str, Peer]:
     """The peers by name, as the module's docstring describes them."""
     turbo, own = (partial(spdl_sizes, shards, basis, settings, crops) for crops in (_turbo_crops, _spdl_crops))
     return {
@@ -142,14 +145,14 @@ def _import_spdl_io() -> None:
     spdl.io.utils.get_ffmpeg_versions()  # loads FFmpeg's libraries, which importing alone does not
 
 
-def _ratios(rates: dict[str, Rate], name: str) -> dict[str, Any]:
+def _ratios(rates: dict[str, Throughput], name: str) -> dict[str, Any]:
     """How many times as fast as peer `name` the feed is, in each round, and how many times as sparing of CPU time."""
     feed, peer = rates[FEED], rates[name]
     by_round = [mine / its for mine, its in zip(feed.rounds_img_s, peer.rounds_img_s, strict=True)]
     return {"speed": median(by_round), "speed_by_round": by_round, "cpu": peer.cpu_ms_per_img / feed.cpu_ms_per_img}
 
 
-def _table(rates: dict[str, Rate], ratios: dict[str, dict[str, Any]], wanted: dict[str, float | None]) -> str:
+def _table(rates: dict[str, Throughput], ratios: dict[str, dict[str, Any]], wanted: dict[str, float | None]) -> str:
     """Lines for people: the rates, then the feed's relative to each peer's."""
     lines = [
         f"{'':26}{'img/s':>8}{'min':>8}{'max':>8}{'CPU ms/img':>12}{'cores':>7}  "
@@ -169,7 +172,7 @@ def _table(rates: dict[str, Rate], ratios: dict[str, dict[str, Any]], wanted: di
 # ---- bare decoding ----------------------------------------------------------------------------------------------
 
 
-def decoder_sizes(shards: ShardSet, settings: FeedSettings) -> Iterator[int]:
+def decoder_sizes(shards: ShardSet, settings: LoaderSettings) -> Iterator[int]:
     """Batch sizes of libjpeg-turbo in threads, a batch to each."""
 
     def decode(ids: Ids) -> int:
@@ -188,7 +191,7 @@ def decoder_sizes(shards: ShardSet, settings: FeedSettings) -> Iterator[int]:
             pool.shutdown(cancel_futures=True)
 
 
-def _endless_batches(shards: ShardSet, settings: FeedSettings) -> Iterator[tuple[int, Ids]]:
+def _endless_batches(shards: ShardSet, settings: LoaderSettings) -> Iterator[tuple[int, Ids]]:
     """The epoch and sample ids of the feed's own batches."""
     for epoch in count():
         order = epoch_order(len(shards), settings.seed, epoch)
@@ -201,7 +204,7 @@ def _endless_batches(shards: ShardSet, settings: FeedSettings) -> Iterator[tuple
 Crops = Callable[[ShardSet, Ids, Draws], NDArray[np.uint8]]
 
 
-def spdl_sizes(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, crops: Crops) -> Iterator[int]:
+def spdl_sizes(shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, crops: Crops) -> Iterator[int]:
     """Batch sizes of an SPDL pipeline whose stage makes a batch in each thread, as its own ImageNet example does."""
     from spdl.pipeline import PipelineBuilder
 
@@ -263,7 +266,7 @@ def _light(crop: NDArray[np.uint8], mean: NDArray[np.float32], divisor: float, i
 # ---- webdataset -------------------------------------------------------------------------------------------------
 
 
-def webdataset_sizes(shards: ShardSet, basis: Eigenbasis, settings: FeedSettings, workers: int) -> Iterator[int]:
+def webdataset_sizes(shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, workers: int) -> Iterator[int]:
     """Batch sizes of torch's DataLoader over webdataset."""
     import webdataset
 
@@ -311,7 +314,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, help="folder of a shard set")
     parser.add_argument("--eigenbasis", type=Path, help="default: SHARDS/eigenbasis.json")
-    parser.add_argument("--batch", type=int, default=FeedSettings.batch)
+    parser.add_argument("--batch", type=int, default=LoaderSettings.batch)
     parser.add_argument("--threads", type=int, help="of the feed and its peers; default: cores + 1, at most 8")
     parser.add_argument("--workers", type=int, default=2, help="webdataset's processes (default 2); one a core is best")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one window (default 5)")

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
-from cli import Progress, run, write_json
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.file_layouts import SUFFIXES
-from pipeline.resize import ResizeSettings, Undecodable, decode, encode, resize, transcode
+from pipeline.imagenet.folders import SUFFIXES
+from pipeline.shards.transcode import ResizeSettings, Undecodable, decode, encode, resize, transcode
+from tools.shared.cli import Progress, run, write_json
 
 DEFAULT = ResizeSettings()
 FILTERS = ("area", "bicubic", "lanczos")

@@ -22,14 +22,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from cli import Progress, run, write_json
 
-from model.alexnet import AlexNet, DropoutDraws, NetSpec
-from model.exchange import PairBatch, TowerExchange, joined, step_bytes
+from model.alexnet import AlexNet
+from model.dropout import DropoutDraws
 from model.optim import Momentum2012
-from model.ranks import Layout, Ranks, start
-from model.recipe import SOURCE2012, rates
+from model.parallel.exchange import TowerExchange, step_bytes
+from model.parallel.half_batches import PairBatch, whole_batches
+from model.parallel.mesh import RankLayout
+from model.parallel.ranks import Ranks, start
+from model.recipe import SOURCE2012, learning_rates
+from model.shapes import NetSpec
 from model.trainer import PRECISIONS, train_step, wait_for
+from tools.shared.cli import Progress, run, write_json
 
 WARM_UP = 3  # steps
 PARTS = ("compute", "exchange", "swap", "sums", "optimizer")
@@ -58,7 +62,7 @@ class Rival:
 
     name: str
     world: int
-    layout: Layout
+    layout: RankLayout
 
 
 RIVALS = (Rival("one rank", 1, "towers"), Rival("tower pair", 2, "towers"), Rival("data pair", 2, "data"))
@@ -133,9 +137,9 @@ def steps(ranks: Ranks, work: Work) -> dict[str, Any]:
     """Takes the steps; returns seconds of one by what they went to, and the bytes that this rank sent in it."""
     place = ranks.place
     model = AlexNet(work.spec, towers=place.towers).to(ranks.device)
-    optimizer = Momentum2012(model.named_parameters(), SOURCE2012, rates(SOURCE2012, 0, 1))
+    optimizer = Momentum2012(model.named_parameters(), SOURCE2012, learning_rates(SOURCE2012, 0, 1))
     towers = TowerExchange(ranks, model)
-    with closing(joined(made_up(ranks, work), ranks)) as batches:
+    with closing(whole_batches(made_up(ranks, work), ranks)) as batches:
         for step in range(WARM_UP + work.steps):
             if step == WARM_UP:
                 wait_for(ranks.device)

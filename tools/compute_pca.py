@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from cli import Progress, add_workers, chosen_workers, run, write_json
 
-from pipeline import eigenbasis
-from pipeline.shards import open_shards
+from pipeline import rgb_pca
+from pipeline.shards.reader import open_shards
+from tools.shared.cli import Progress, add_workers, chosen_workers, run, write_json
 
 
 def main() -> int:
@@ -29,11 +29,11 @@ def main() -> int:
     args = parser.parse_args()
     with Progress("hashing tars", None, "B") as hashing:
         shards = open_shards(args.shards.resolve() if args.engine else args.shards, hashing)
-    with chosen_workers(args, eigenbasis.__name__) as workers, Progress("eigenbasis", len(shards)) as progress:
-        basis = eigenbasis.measure(shards, workers, progress)
-    warnings = eigenbasis.check(basis)
+    with chosen_workers(args, rgb_pca.__name__) as workers, Progress("eigenbasis", len(shards)) as progress:
+        basis = rgb_pca.measure(shards, workers, progress)
+    warnings = rgb_pca.check(basis)
     out = args.out or args.shards / "eigenbasis.json"
-    eigenbasis.save(basis, out)
+    rgb_pca.save(basis, out)
     print(f"{out}: {len(shards):,} pictures, {basis.pixels:,} pixels, grey levels of 0..255")
     print(f"  mean (R, G, B)       {np.array2string(basis.mean, precision=3)}")
     for number in range(3):
@@ -41,7 +41,7 @@ def main() -> int:
         print(f"  stdev {basis.stdevs[number]:8.3f}  along  {vector}")
     for line in warnings:
         print(f"  warning: {line}")
-    write_json(args.json, {"out": str(out), "warnings": warnings, **eigenbasis.record(basis)})
+    write_json(args.json, {"out": str(out), "warnings": warnings, **rgb_pca.record(basis)})
     return 0
 
 

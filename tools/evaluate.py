@@ -14,14 +14,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from cli import Progress, run, write_json
 
 from model.checkpoint import load_model
+from model.evaluation import evaluate
 from model.recipe import RECIPES
-from model.trainer import evaluate
-from pipeline import eigenbasis
-from pipeline.loader import Batch, Device, FeedSettings, view_feed
-from pipeline.shards import open_shards
+from pipeline import rgb_pca
+from pipeline.loader.loader import Batch, view_loader
+from pipeline.loader.settings import Device, LoaderSettings
+from pipeline.shards.reader import open_shards
+from tools.shared.cli import Progress, run, write_json
 
 
 def parse() -> argparse.Namespace:
@@ -42,9 +43,9 @@ def main() -> int:
     args = parse()
     shards = open_shards(args.shards)
     train = open_shards(args.train or args.shards.parent / "train")
-    basis = eigenbasis.load(train.folder / "eigenbasis.json", train)
+    basis = rgb_pca.load(train.folder / "eigenbasis.json", train)
     device: Device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = FeedSettings(batch=max(1, args.batch // args.views), device=device)
+    settings = LoaderSettings(batch=max(1, args.batch // args.views), device=device)
     record = {}
     for path in args.checkpoints:
         model = load_model(path, RECIPES).to(device)
@@ -53,7 +54,7 @@ def main() -> int:
             raise ValueError(f"{path}: a network of {model.spec.classes} classes, but {args.shards} has {found}")
         feed = replace(settings, mean=model.recipe.mean)
         with Progress(path.name, len(shards)) as progress:
-            scores = evaluate(model, counted(view_feed(shards, basis, feed, args.views), progress))
+            scores = evaluate(model, counted(view_loader(shards, basis, feed, args.views), progress))
         record[str(path)] = asdict(scores)
         told = f"top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}, loss {scores.loss:.4f}"
         print(f"{path}: {told}, {scores.images:,} images")

@@ -29,23 +29,26 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
-from cli import run, write_json
-from train import git_commit
 
-from model.alexnet import TOWERS, AlexNet, DropoutDraws, NetSpec
+from model.alexnet import AlexNet
 from model.batch import Batch
-from model.exchange import PairBatch
+from model.dropout import DropoutDraws
 from model.optim import Momentum2012
-from model.recipe import SOURCE2012, rates
+from model.parallel.half_batches import PairBatch
+from model.recipe import SOURCE2012, learning_rates
+from model.shapes import TOWERS, NetSpec
 from model.step_profile import step_shares
 from model.trainer import PRECISIONS, train_step, wait_for
-from pipeline import eigenbasis
-from pipeline.doctor import Subject, demand_of
-from pipeline.fingerprint import machine
-from pipeline.loader import Device, FeedSettings, stage_sizes
-from pipeline.rates import measure_rates
-from pipeline.reference import compared
-from pipeline.shards import ShardSet, open_shards
+from pipeline import rgb_pca
+from pipeline.loader.loader import stage_batch_sizes
+from pipeline.loader.reference import compared
+from pipeline.loader.settings import Device, LoaderSettings
+from pipeline.profiling.machine import describe_machine
+from pipeline.profiling.throughput import measure_throughput
+from pipeline.profiling.windows import TrainerUnderTest, measure_demand
+from pipeline.shards.reader import ShardSet, open_shards
+from tools.shared.cli import run, write_json
+from tools.train import git_commit
 
 ROOT = Path(__file__).parent.parent
 GREY_LEVELS = {"cpu": 1e-3, "cuda": 1.0}  # from the reference in the mean: a GPU's decoder rounds otherwise
@@ -77,15 +80,15 @@ QUICK = Scale(0.05, 8, (2,), 1, (0.65,), (1, 2), 0.02, 2, 6)
 class Bench:
     """What is checked, and on what: shard sets with their eigenbasis by the shape they are stored in."""
 
-    sets: dict[str, tuple[ShardSet, eigenbasis.Eigenbasis]]
-    feed: FeedSettings
+    sets: dict[str, tuple[ShardSet, rgb_pca.Eigenbasis]]
+    feed: LoaderSettings
     scale: Scale
 
     def net(self) -> tuple[AlexNet, Momentum2012]:
         """A fresh network and its update rule."""
-        rules = replace(SOURCE2012, rate_scale=GENTLE)
+        rules = replace(SOURCE2012, learning_rate_scale=GENTLE)
         model = AlexNet(NetSpec(width=self.scale.width), rules).to(self.feed.device)
-        return model, Momentum2012(model.named_parameters(), rules, rates(rules, 0, 1))
+        return model, Momentum2012(model.named_parameters(), rules, learning_rates(rules, 0, 1))
 
     def made_up(self, rows: int) -> list[Batch]:
         """Batches that are on the device already."""
@@ -128,8 +131,8 @@ def supply(bench: Bench) -> dict[str, Any]:
     rivals |= {f"{threads} threads": replace(bench.feed, threads=threads) for threads in bench.scale.threads}
     found: dict[str, Any] = {"square": {"skipped": "no --square SHARDS"}, "else": asdict(bench.feed)}
     for stored, (shards, basis) in bench.sets.items():
-        feeds = {name: partial(stage_sizes, shards, basis, how, "full") for name, how in rivals.items()}
-        windows = measure_rates(feeds, bench.scale.window_s, bench.scale.rounds, discard=bench.feed.made_ahead)
+        feeds = {name: partial(stage_batch_sizes, shards, basis, how, "full") for name, how in rivals.items()}
+        windows = measure_throughput(feeds, bench.scale.window_s, bench.scale.rounds, discard=bench.feed.made_ahead)
         found[stored] = {name: asdict(rate) for name, rate in windows.items()}
     return found
 
@@ -157,7 +160,7 @@ def replay_rate(model: Any, optimizer: Any, kept: list[Batch], seconds: float, p
         train_step(model, optimizer, batch, DropoutDraws(0, 0), precision)
 
     settle = partial(wait_for, kept[0].images.device)
-    return demand_of(Subject[Batch](lambda batch: len(batch.labels), step, settle), kept, seconds)
+    return measure_demand(TrainerUnderTest[Batch](lambda batch: len(batch.labels), step, settle), kept, seconds)
 
 
 def torchvision_net(bench: Bench) -> tuple[Any, Any]:
@@ -215,15 +218,15 @@ def main() -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("torch sees no CUDA device here; to try the checks without one, add --device cpu --quick")
     opened = {"short-side": open_shards(args.shards)} | ({"square": open_shards(args.square)} if args.square else {})
-    sets = {name: (each, eigenbasis.load(each.folder / "eigenbasis.json", each)) for name, each in opened.items()}
+    sets = {name: (each, rgb_pca.load(each.folder / "eigenbasis.json", each)) for name, each in opened.items()}
     scale = QUICK if args.quick else Scale()
-    bench = Bench(sets, FeedSettings(batch=scale.batch, device=args.device), scale)
+    bench = Bench(sets, LoaderSettings(batch=scale.batch, device=args.device), scale)
     checks = dict[str, dict[str, Any]]()
     now, device = datetime.now(UTC), torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     record = {
         "date": now.isoformat(timespec="seconds"),
         "device": device,
-        "machine": machine(),  # with the driver
+        "machine": describe_machine(),  # with the driver
         "versions": {name: version(name) for name in PACKAGES},
         "git_commit": git_commit(),
         "scale": asdict(scale),

@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cli import Progress, cores, run
-
-from pipeline.sample import SampleSettings, already_made, contact_sheet, make_sample
+from pipeline.synthetic.dataset import SampleSettings, already_made, contact_sheet, make_sample
 from pipeline.workers import workers_of
+from tools.shared.cli import Progress, cores, run
 
 
 def main() -> int:

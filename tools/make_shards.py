@@ -29,14 +29,14 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from cli import Progress, add_workers, chosen_workers, cores, run, write_json
-
-from pipeline.bound_by import bound_by
-from pipeline.resize import FILTERS, STORED_SHAPES, SUBSAMPLINGS, ResizeSettings
-from pipeline.sharder import Outcome, OverQuarantine, ShardSettings, make_split, repair_split
-from pipeline.sources import LAYOUTS, SPLITS, open_source
-from pipeline.verify import verify
+from pipeline.imagenet.listing import SPLITS
+from pipeline.imagenet.source import LAYOUTS, open_source
+from pipeline.shards.bottleneck import bound_by
+from pipeline.shards.build import Outcome, ShardSettings, TooManyQuarantined, make_split, repair_split
+from pipeline.shards.transcode import FILTERS, STORED_SHAPES, SUBSAMPLINGS, ResizeSettings
+from pipeline.shards.verify import verify
 from pipeline.workers import Workers
+from tools.shared.cli import Progress, add_workers, chosen_workers, cores, run, write_json
 
 QUARANTINE_SHARE = 0.001
 QUARANTINE_FLOOR = 10  # a small set may hold a few bad images too
@@ -110,7 +110,7 @@ def make(args: argparse.Namespace, workers: Workers) -> int:
         try:
             with Progress(f"sharding {split}", len(listing.items)) as progress:
                 outcome = make_or_repair(listing, args.out, settings, workers, limit, progress)
-        except OverQuarantine as error:
+        except TooManyQuarantined as error:
             print(f"make_shards.py: {error}", file=sys.stderr)
             return 1
         record[split] = report(outcome, args.out / split, time.monotonic() - started_s, workers.count)

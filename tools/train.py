@@ -28,35 +28,32 @@ from typing import Any, TypeVar, get_args
 
 import psutil
 import torch
-from cli import Progress, run
-from stall_report import Trained, report
 
 from model import checkpoint, recipe
-from model.alexnet import AlexNet, NetSpec, layer_table
+from model.alexnet import AlexNet
 from model.checkpoint import TrainState
 from model.device_clock import DeviceTimes
-from model.exchange import TowerExchange, joined, step_bytes
+from model.evaluation import Scores, evaluate
 from model.optim import Momentum2012
-from model.ranks import Layout, Ranks, cores_here, no_mark, ranks_here, restarts, start
+from model.parallel.exchange import TowerExchange, step_bytes
+from model.parallel.half_batches import whole_batches
+from model.parallel.mesh import RankLayout
+from model.parallel.ranks import Ranks, cores_here, no_mark, ranks_here, restarts, start
+from model.parallel.watchdog import Watchdog
 from model.runs import RunFolder
-from model.trainer import (
-    PRECISIONS,
-    Diverged,
-    Hooks,
-    LoopSettings,
-    Scores,
-    StepTimes,
-    Trainer,
-    evaluate,
-)
-from model.watch import Watch
-from pipeline import eigenbasis, stall
-from pipeline.augment import Lighting
-from pipeline.eigenbasis import Eigenbasis
-from pipeline.loader import Device, FeedSettings, OnBadSample, TrainFeed, check_device, default_threads, view_feed
-from pipeline.order import Order, local_batch, steps_per_epoch
-from pipeline.shards import ShardSet, open_shards
-from pipeline.tuning import load_tuned
+from model.shapes import NetSpec, layer_table
+from model.trainer import PRECISIONS, Diverged, Hooks, LoopSettings, StepTimes, Trainer
+from pipeline import rgb_pca
+from pipeline.diagnosis.tuning import load_tuned
+from pipeline.loader.augment import Lighting
+from pipeline.loader.loader import TrainLoader, view_loader
+from pipeline.loader.order import Order, local_batch, steps_per_epoch
+from pipeline.loader.settings import Device, LoaderSettings, OnBadSample, check_device, default_threads
+from pipeline.profiling.clocks import StepClocks
+from pipeline.rgb_pca import Eigenbasis
+from pipeline.shards.reader import ShardSet, open_shards
+from tools.shared.cli import Progress, run
+from tools.shared.stall_report import Trained, report
 
 KEPT = 3  # checkpoints: the last one, and two to go back to; the best one besides
 
@@ -75,7 +72,7 @@ def parse() -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the run's last checkpoint; start where there is none")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="stretch the recipe's schedule over N epochs")
-    length.add_argument("--steps", type=int, metavar="N", help="stop after N updates of the full schedule")
+    length.add_argument("--steps", type=int, metavar="N", help="stop after N optimizer_steps of the full schedule")
     add("--batch", type=int, metavar="N", help="default: the recipe's, 128")
     add("--seed", type=int, default=2012, help="of weights, dropout, order and crops; default: %(default)s")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
@@ -85,7 +82,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, metavar="N", help="of a rank's feed; default: one more than its cores, at most 8")
     add("--order", choices=get_args(Order), default="global", help="windowed: few shards at a time, for slow storage")
     add("--on-bad-sample", choices=get_args(OnBadSample), default="stop", help="skip: train on another; default: stop")
-    add("--layout", choices=get_args(Layout), default="towers", help="of several ranks; default: a tower on each")
+    add("--layout", choices=get_args(RankLayout), default="towers", help="of several ranks; default: a tower on each")
     add("--save-every", type=int, metavar="STEPS", help="checkpoints within an epoch; default: at its end only")
     add("--hang-seconds", type=float, default=300.0, metavar="S", help="a rank this late ends the job; default: 300")
     add("--tuned", type=Path, metavar="FILE", help="the feed's settings that bench_loader --tune FILE found")
@@ -103,7 +100,7 @@ class Job:
     basis: Eigenbasis
     recipe: recipe.Recipe
     spec: NetSpec
-    feed: FeedSettings
+    feed: LoaderSettings
     loop: LoopSettings
     folder: RunFolder
     stall_s: float
@@ -115,10 +112,10 @@ class Job:
         """Where the network lives."""
         return self.ranks.device
 
-    def local_feed(self, epoch: int = 0, step: int = 0) -> TrainFeed:
+    def local_feed(self, epoch: int = 0, step: int = 0) -> TrainLoader:
         """The feed of the rows that this rank decodes."""
         place = self.ranks.place
-        return TrainFeed(self.shards, self.basis, self.feed, epoch, step, place.rank, place.world)
+        return TrainLoader(self.shards, self.basis, self.feed, epoch, step, place.rank, place.world)
 
     def config(self) -> dict[str, Any]:
         """For config.json: what decides the numbers, and where they were made."""
@@ -165,7 +162,7 @@ def launch() -> str | None:
 def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     """Opens and checks everything that the arguments name."""
     check_device(device)
-    rules = replace(recipe.recipe(args.recipe), rate_scale=args.rate_scale)
+    rules = replace(recipe.recipe(args.recipe), learning_rate_scale=args.learning_rate_scale)
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its rates by the validation error; add --val SHARDS")
     with Progress("hashing tars", None, "B", quiet=not ranks.first) as progress:
@@ -174,11 +171,11 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     if val is not None and val.manifest.classes != shards.manifest.classes:
         raise ValueError(f"{val.folder}: other classes than {shards.folder}; shard both from one source")
     epochs = rules.epochs if args.epochs is None else args.epochs
-    feed = FeedSettings(
+    feed = LoaderSettings(
         batch=rules.batch if args.batch is None else args.batch,
         seed=args.seed,
         device=device,
-        lighting=Lighting(rules.lighting, rules.colour_noise),
+        lighting=Lighting(rules.lighting, rules.lighting_noise),
         lighting_until=first_epoch_without_noise(rules, epochs),
         mean=rules.mean,
         positions=rules.crop_positions,
@@ -193,7 +190,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     loop = LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps, args.save_every)
     if not 0 < args.hang_seconds < math.inf:
         raise ValueError(f"--hang-seconds {args.hang_seconds:g}, expected a positive number")
-    basis = eigenbasis.load(args.shards / "eigenbasis.json", shards)
+    basis = rgb_pca.load(args.shards / "eigenbasis.json", shards)
     spec = NetSpec(len(shards.manifest.classes), args.width)
     folder = RunFolder(args.runs / args.run)
     return Job(shards, val, basis, rules, spec, feed, loop, folder, args.stall_seconds, args.hang_seconds, ranks)
@@ -206,7 +203,7 @@ def feed_threads() -> int:
 
 def first_epoch_without_noise(rules: recipe.Recipe, epochs: int) -> int:
     """The first epoch of a run of `epochs` in which the recipe makes no colour noise; `epochs` where it always does."""
-    return next((e for e in range(epochs) if recipe.colour_noise(rules, e, epochs) == 0), epochs)
+    return next((e for e in range(epochs) if recipe.lighting_noise(rules, e, epochs) == 0), epochs)
 
 
 def main() -> int:
@@ -241,14 +238,16 @@ def train_and_report(job: Job) -> int:
     """The run from its last checkpoint on; returns the exit code."""
     ranks, folder = job.ranks, job.folder
     model = AlexNet(job.spec, job.recipe, ranks.place.towers, job.loop.seed).to(job.device)
-    optimizer = Momentum2012(model.named_parameters(), job.recipe, recipe.rates(job.recipe, 0, job.loop.epochs))
-    last = checkpoint.named(folder.checkpoints, ranks.largest(checkpoint.updates(folder.checkpoints)))
+    optimizer = Momentum2012(
+        model.named_parameters(), job.recipe, recipe.learning_rates(job.recipe, 0, job.loop.epochs)
+    )
+    last = checkpoint.named(folder.checkpoints, ranks.largest(checkpoint.optimizer_steps(folder.checkpoints)))
     state = checkpoint.restore(last, model, optimizer, job.loop.seed) if last else TrainState.start()
     if ranks.first:
-        folder.forget_after(state.updates)
+        folder.forget_after(state.optimizer_steps)
         describe(job, model, state)
     trainer = Trainer(model, optimizer, job.loop, state, TowerExchange(ranks, model))
-    clocks = stall.StepClocks()
+    clocks = StepClocks()
     try:
         finished, saved = train(job, trainer, clocks)
     except Diverged as error:
@@ -257,7 +256,7 @@ def train_and_report(job: Job) -> int:
         return 1
     say = print if ranks.first else ignore
     if not finished:
-        say(f"stopped after update {state.updates:,}; the same command with --resume goes on from there")
+        say(f"stopped after update {state.optimizer_steps:,}; the same command with --resume goes on from there")
         return 0 if saved else 1
     waits_s = ranks.spans.take()
     if job.stall_s:
@@ -280,7 +279,7 @@ def describe(job: Job, model: AlexNet, state: TrainState) -> None:
     if place.is_pair:
         where = "a tower on each rank of a pair"
     print(
-        f"recipe     {job.recipe.name}, rates x {job.recipe.rate_scale:g}, batch {job.feed.batch}, seed {job.loop.seed}"
+        f"recipe     {job.recipe.name}, rates x {job.recipe.learning_rate_scale:g}, batch {job.feed.batch}, seed {job.loop.seed}"
     )
     print(f"network    {parameters:,} parameters, width {job.spec.width:g}, {job.spec.classes} classes, {where}")
     print(f"device     {job.feed.device}, {job.loop.precision}, feed with {job.feed.threads} threads")
@@ -289,8 +288,8 @@ def describe(job: Job, model: AlexNet, state: TrainState) -> None:
     print(
         f"data       {len(job.shards):,} samples, {job.loop.steps_per_epoch} steps an epoch, {job.loop.epochs} epochs"
     )
-    if state.updates:
-        print(f"resumed    after update {state.updates:,}, epoch {state.epoch}")
+    if state.optimizer_steps:
+        print(f"resumed    after update {state.optimizer_steps:,}, epoch {state.epoch}")
 
 
 def describe_ranks(job: Job) -> list[str]:
@@ -321,7 +320,7 @@ def check_bytes(job: Job) -> None:
         print(f"counted    rank 0 sent {format_bytes(counted)}, as calculated", flush=True)
 
 
-def train(job: Job, trainer: Trainer, clocks: stall.StepClocks) -> tuple[bool, bool]:
+def train(job: Job, trainer: Trainer, clocks: StepClocks) -> tuple[bool, bool]:
     """Runs the loop. Returns whether the run is complete (SIGTERM stops it before) and whether its state is saved."""
     ranks, state = job.ranks, trainer.state
     stopping = saved = warned = False
@@ -338,14 +337,16 @@ def train(job: Job, trainer: Trainer, clocks: stall.StepClocks) -> tuple[bool, b
         ranks.mark("saving a checkpoint")
         saved = save_checkpoint(job, trainer)
 
-    batch, updates = job.feed.batch, job.loop.updates
+    batch, optimizer_steps = job.feed.batch, job.loop.optimizer_steps
     previous = signal.signal(signal.SIGTERM, stop)
     ranks.sent.clear()
     with (
         watching(job),
         job.local_feed(state.epoch, state.step) as feed,
-        closing(joined(feed, ranks)) as batches,
-        Progress("training", updates * batch, done=state.updates * batch, quiet=not ranks.first) as progress,
+        closing(whole_batches(feed, ranks)) as batches,
+        Progress(
+            "training", optimizer_steps * batch, done=state.optimizer_steps * batch, quiet=not ranks.first
+        ) as progress,
     ):
 
         def on_step(images: int, times: StepTimes) -> None:
@@ -376,7 +377,7 @@ def train(job: Job, trainer: Trainer, clocks: stall.StepClocks) -> tuple[bool, b
                 return None
             scores = validate(job, trainer, job.val, stopped)
             values = {"val_loss": scores.loss, "val_top1": scores.top1, "val_top5": scores.top5}
-            log({"epoch": epoch, "step": state.updates, **values})
+            log({"epoch": epoch, "step": state.optimizer_steps, **values})
             told = f"validation: loss {scores.loss:.3f}, top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%}"
             progress.say(f"epoch {epoch + 1} of {job.loop.epochs}: {told}")
             return 1 - scores.top1
@@ -396,7 +397,7 @@ def watching(job: Job) -> Iterator[None]:
     if ranks.store is None:
         yield
         return
-    with Watch(ranks.store, ranks.place.rank, ranks.place.world, job.hang_s) as watch:
+    with Watchdog(ranks.store, ranks.place.rank, ranks.place.world, job.hang_s) as watch:
         ranks.mark = watch.mark
         yield
         ranks.mark = no_mark
@@ -419,8 +420,8 @@ def save_checkpoint(job: Job, trainer: Trainer) -> bool:
 def validate(job: Job, trainer: Trainer, val: ShardSet, stopped: Callable[[], bool]) -> Scores:
     """Scores of the centre crop on the validation set, of which each rank decodes its part."""
     place = job.ranks.place
-    feed = view_feed(val, job.basis, job.feed, rank=place.rank, ranks=place.world)
-    with closing(joined(feed, job.ranks, uneven=True)) as batches:
+    feed = view_loader(val, job.basis, job.feed, rank=place.rank, ranks=place.world)
+    with closing(whole_batches(feed, job.ranks, uneven=True)) as batches:
         return evaluate(trainer.model, batches, job.loop.precision, trainer.towers, stopped)
 
 

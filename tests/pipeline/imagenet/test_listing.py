@@ -1,0 +1,146 @@
+"""Items by column are the items that went in; their keys are unique; what is taken of them is small."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.imagenet import listing
+from pipeline.imagenet.labels import WNID
+from pipeline.imagenet.listing import ClassName, Item, Items, Listing, key_of, unique
+
+CLASS_NAMES = ["n00000001", "n00000002", "tench, Tinca"]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few items have all the boundaries that a million has."""
+    monkeypatch.setattr(listing, "CHUNK", 7)
+
+
+def some_items(count: int, seed: int = 0, keys: int = 10**6) -> list[Item]:
+    """Items of several folders and files, in no order; `keys`: how many keys there are to draw from."""
+    rng = random.Random(seed)
+    return [
+        Item(
+            f"k{rng.randrange(keys)}",
+            rng.randrange(len(CLASS_NAMES)),
+            Path(rng.choice(["/", "", "a/b", "/dätä/\udcff"]), f"{rng.randrange(30)}.tar"),
+            rng.randrange(2**40),
+            rng.randrange(2**33),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 50])
+def test_items_are_the_list_they_were_made_of(count: int):
+    """Twin: the plain list; length, order, every index from both ends, any rows of it, and after a pickle."""
+    plain = some_items(count)
+    items = Items.of(iter(plain))
+    assert len(items) == count
+    assert list(items) == plain
+    assert [items[i] for i in range(-count, count)] == plain + plain
+    rows = np.random.default_rng(1).integers(0, max(count, 1), 2 * count)
+    assert list(items.take(rows)) == [plain[i] for i in rows]
+    assert list(pickle.loads(pickle.dumps(items))) == plain
+    with pytest.raises(IndexError):
+        items[count]
+
+
+def test_equal_is_what_holds_the_same_items():
+    """However they came by it: other folders first, wider keys once; one other field is a difference."""
+    plain = some_items(20)
+    items = Items.of(plain)
+    wider = Items.of([*plain, Item("k" * 80, 0, Path("/other/a.tar"), 0, 0)])
+    assert items == wider.take(np.arange(20)) == Items.of(plain[::-1]).take(np.arange(20)[::-1])
+    assert items != wider
+    assert items != plain
+    for other in (
+        Item("other", plain[0].label, plain[0].file, plain[0].offset, plain[0].size),
+        Item(plain[0].key, plain[0].label + 1, plain[0].file, plain[0].offset, plain[0].size),
+        Item(plain[0].key, plain[0].label, Path("elsewhere") / plain[0].file.name, plain[0].offset, plain[0].size),
+        Item(plain[0].key, plain[0].label, plain[0].file.with_name("b"), plain[0].offset, plain[0].size),
+        Item(plain[0].key, plain[0].label, plain[0].file, plain[0].offset + 1, plain[0].size),
+        Item(plain[0].key, plain[0].label, plain[0].file, plain[0].offset, plain[0].size + 1),
+    ):
+        assert Items.of([other, *plain[1:]]) != items
+
+
+def test_items_cannot_be_changed():
+    """Neither a column nor, by way of it, an item; a slice is refused, since it would be neither."""
+    for items in (Items.of(some_items(3)), pickle.loads(pickle.dumps(Items.of(some_items(3))))):
+        with pytest.raises(ValueError, match="read-only"):
+            items.label[0] = 1
+        with pytest.raises(TypeError):
+            items[0:2]
+
+
+def test_what_is_taken_carries_no_more_than_it_needs():
+    """A job of 10 items of 1,000 folders goes to its worker without the other 990."""
+    items = Items.of(Item(f"k{n}", 0, Path(f"/a/long/name/of/a/folder/{n}/x.jpg"), 0, 1) for n in range(1000))
+    few = items.take(np.arange(500, 510))
+    assert few.parents == tuple(f"/a/long/name/of/a/folder/{n}" for n in range(500, 510))
+    assert len(pickle.dumps(few)) < 3000 < len(pickle.dumps(items)) / 10
+
+
+def test_the_record_is_the_digest_of_a_line_per_item():
+    """Twin: the lines one after another."""
+    plain = some_items(30)
+    classes = tuple(ClassName(name, name) for name in CLASS_NAMES)
+    lines = "".join(f"{item.key} {item.label} {item.size}\n" for item in plain)
+    assert Listing("folders", "train", classes, Items.of(plain)).record() == {
+        "layout": "folders",
+        "images": 30,
+        "fingerprint": hashlib.sha256(lines.encode()).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_repeated_key_gets_its_class_and_no_other_does(seed: int):
+    """Twin: one item after another."""
+    plain = list({(i.key, i.label): i for i in some_items(25, seed, keys=20)}.values())
+    counts = Counter(item.key for item in plain)
+    prefixes = ["n00000001", "n00000002", "tench__Tinca"]
+    expected = [i.key if counts[i.key] == 1 else f"{prefixes[i.label]}_{i.key}" for i in plain]
+    assert max(counts.values()) > 1
+    found = unique(Items.of(plain), CLASS_NAMES)
+    assert [item.key for item in found] == expected
+    assert [(i.label, i.file, i.offset, i.size) for i in found] == [(i.label, i.file, i.offset, i.size) for i in plain]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["a", "b", "a"], "c.jpg: its key 'n00000001_a' is another image's too; rename one of them"),
+        (["x" * 85, "b", "x" * 85], "with its class, a key of 95 characters, expected 1 to 90; rename it"),
+    ],
+)
+def test_a_key_that_cannot_be_made_unique_is_refused(keys: list[str], message: str):
+    files = [Path("d", f"{letter}.jpg") for letter in "abc"]
+    items = Items.of(Item(key, 0, file, 0, 1) for key, file in zip(keys, files, strict=True))
+    with pytest.raises(ValueError, match=message):
+        unique(items, CLASS_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "wnid"),
+    [
+        ("n01440764/n01440764_10026.JPEG", "n01440764_10026", "n01440764"),
+        ("ILSVRC2012_val_00000001_n01751748.JPEG", "ILSVRC2012_val_00000001_n01751748", "n01751748"),
+        ("n01440764.jpg", "n01440764", "n01440764"),
+        ("a b.c.png", "a_b_c", None),
+        ("xn01440764_1.jpg", "xn01440764_1", None),
+        ("n014407641_1.jpg", "n014407641_1", None),
+    ],
+)
+def test_a_name_makes_a_key_that_may_hold_a_wnid(name: str, key: str, wnid: str | None):
+    assert key_of(name) == key
+    found = WNID.search(key)
+    assert (found[1] if found else None) == wnid

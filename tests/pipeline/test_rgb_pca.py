@@ -1,0 +1,113 @@
+"""Eigenbasis: exact moments, a known covariance recovered, the same bits for any grouping of the work."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import rgb_pca
+from pipeline.rgb_pca import check, eigenbasis_of, load, measure, moments_of, save
+from pipeline.shards.reader import ShardSet
+from pipeline.workers import IN_PROCESS, ignore, workers_of
+
+
+def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Random pictures of sizes 256 to 299 whose channels share most of their variance."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        height, width = rng.integers(256, 300, 2)
+        grey, own = rng.normal(0, 60, (height, width, 1)), rng.normal(0, 15, (height, width, 3))
+        made.append((120 + grey + own * [1.0, 0.7, 1.2]).clip(0, 255).astype(np.uint8))
+    return made
+
+
+def test_moments_equal_numpys_on_all_pixels():
+    """Twin: stack every pixel and let NumPy compute mean and covariance."""
+    made = pictures(5)
+    basis = eigenbasis_of(moments_of(made), "")
+    pixels = np.concatenate([p.reshape(-1, 3) for p in made]).astype(np.float64)
+    np.testing.assert_allclose(basis.mean, pixels.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(basis.covariance, np.cov(pixels.T, bias=True), rtol=1e-11)
+    centres = [p[(p.shape[0] - 256) // 2 :, (p.shape[1] - 256) // 2 :][:256, :256] for p in made]
+    np.testing.assert_array_equal(basis.mean_image, np.mean(centres, axis=0).transpose(2, 0, 1).astype(np.float32))
+
+
+def test_any_grouping_gives_the_same_bits():
+    made = pictures(6)
+    whole = moments_of(made)
+    for cut in range(1, 6):
+        parts = moments_of(made[:cut]) + moments_of(made[cut:])
+        for name in ("sums", "products", "image_sums", "pixels", "pictures"):
+            np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_a_known_covariance_is_recovered():
+    """Pixels drawn along chosen axes with chosen deviations give back the axes, as columns, and the deviations."""
+    axes = np.linalg.qr(np.array([[1.0, 1, 0.2], [1, -0.2, 1], [1, -1, -1]]))[0]
+    deviations = np.array([40.0, 12.0, 4.0])
+    rng = np.random.default_rng(1)
+    made = [
+        (128 + (rng.normal(size=(256, 256, 3)) * deviations) @ axes.T).round().clip(0, 255).astype(np.uint8)
+        for _ in range(8)
+    ]
+    basis = eigenbasis_of(moments_of(made), "")
+    np.testing.assert_allclose(basis.stdevs, deviations, rtol=0.02)
+    np.testing.assert_allclose(np.abs(np.sum(basis.eigenvectors * axes, axis=0)), 1, atol=1e-3)
+
+
+def test_the_set_decoded_here_and_by_two_workers_is_the_same(train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rgb_pca, "CHUNK", 13)
+    one = measure(train_shards, IN_PROCESS, ignore)
+    with workers_of(2, rgb_pca.__name__) as workers:
+        two = measure(train_shards, workers, ignore)
+    pixels = [np.asarray(Image.open(io.BytesIO(j.data))) for j in train_shards.jpegs(np.arange(len(train_shards)))]
+    plain = eigenbasis_of(moments_of(pixels), train_shards.manifest_sha256)
+    for other in (two, plain):
+        np.testing.assert_array_equal(other.covariance, one.covariance)
+        np.testing.assert_array_equal(other.mean_image, one.mean_image)
+    assert one.pixels == sum(p.shape[0] * p.shape[1] for p in pixels)
+
+
+def test_signs_follow_the_rule(train_shards: ShardSet):
+    vectors = measure(train_shards, IN_PROCESS, ignore).eigenvectors
+    assert (vectors[:, 0] > 0).all()
+    assert (vectors[2, 1:] > 0).all()
+
+
+def test_saved_is_loaded(train_shards: ShardSet, tmp_path: Path):
+    basis = measure(train_shards, IN_PROCESS, ignore)
+    save(basis, tmp_path / "basis.json")
+    found = load(tmp_path / "basis.json", train_shards)
+    for name in ("pixels", "mean", "covariance", "eigenvalues", "stdevs", "eigenvectors", "mean_image"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(basis, name))
+
+
+def test_a_basis_of_another_set_is_refused(shard_root: Path, train_shards: ShardSet, tmp_path: Path):
+    basis = measure(train_shards, IN_PROCESS, ignore)
+    save(replace(basis, manifest_sha256="0" * 64), tmp_path / "basis.json")
+    with pytest.raises(ValueError, match=r"made of another shard set .* run: python tools/compute_pca.py"):
+        load(tmp_path / "basis.json", train_shards)
+
+
+def test_a_missing_or_damaged_basis_is_named(shard_root: Path, train_shards: ShardSet, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no eigenbasis here; run: python tools/compute_pca.py"):
+        load(tmp_path / "none.json", train_shards)
+    shutil.copy(shard_root / "train" / "eigenbasis.json", tmp_path / "alone.json")
+    with pytest.raises(ValueError, match=r"not an eigenbasis with its mean_image.npy"):
+        load(tmp_path / "alone.json", train_shards)
+
+
+def test_photograph_like_pixels_pass_without_warning_and_others_do_not():
+    good = eigenbasis_of(moments_of(pictures(3)), "")
+    assert check(good) == []
+    inverted = [np.dstack([p[..., 0], 255 - p[..., 1], p[..., 2]]) for p in pictures(3)]
+    assert "positively correlated" in check(eigenbasis_of(moments_of(inverted), ""))[0]
+    dark = [(p // 16) for p in pictures(3)]
+    assert any("channel deviations" in line for line in check(eigenbasis_of(moments_of(dark), "")))

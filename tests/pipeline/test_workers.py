@@ -1,0 +1,99 @@
+"""Workers: whoever does the work, the results are those of a plain loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count, repeat
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.workers import IN_PROCESS, QUEUED, Workers, workers_of
+
+NUMBERS = list(range(23))
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def die(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.fixture(params=["alone", "threads", "processes"])
+def workers(request: pytest.FixtureRequest):
+    match request.param:
+        case "alone":
+            yield IN_PROCESS
+        case "threads":
+            with ThreadPoolExecutor(3) as pool:
+                yield Workers(pool, 3)
+        case "processes":
+            with workers_of(2, "pipeline.workers") as made:
+                yield made
+
+
+def test_map_is_a_loop_in_order(workers: Workers):
+    assert list(workers.map(pow, NUMBERS, repeat(2))) == [square(n) for n in NUMBERS]
+
+
+def test_as_done_gives_every_result_once(workers: Workers):
+    assert sorted(workers.as_done(square, NUMBERS)) == [square(n) for n in NUMBERS]
+
+
+def test_arguments_are_taken_as_there_is_room():
+    """Of an endless supply no more is taken than results were asked for and jobs are queued."""
+    taken: list[int] = []
+    with ThreadPoolExecutor(2) as pool:
+        results = Workers(pool, 2).as_done(square, (taken.append(n) or n for n in count()))
+        for _ in range(10):
+            next(results)
+        results.close()
+    assert len(taken) <= 10 + 2 * QUEUED + 1
+
+
+def test_an_error_comes_through_and_what_waits_is_not_done(workers: Workers):
+    with pytest.raises(ZeroDivisionError):
+        list(workers.map(pow, [2, 0, 3, 4], repeat(-1)))
+
+
+def test_a_worker_that_dies_is_one_clear_line():
+    with pytest.raises(OSError, match=r"a worker died .* run the same command again"):  # noqa: SIM117
+        with workers_of(2, "pipeline.workers") as workers:
+            list(workers.as_done(die, NUMBERS))
+
+
+def test_workers_end_with_a_caller_that_is_killed(tmp_path: Path):
+    """SIGKILL leaves the caller no time to stop its workers; they end all the same, whatever they were about."""
+    script = (
+        "import os, signal, tests_pid; from pipeline.workers import workers_of\n"
+        "def main():\n"
+        "    with workers_of(2, 'pipeline.workers') as workers:\n"
+        "        for pid in workers.as_done(tests_pid.of, range(8)):\n"
+        "            print(pid, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    (tmp_path / "tests_pid.py").write_text("import os\ndef of(number): return os.getpid()\n")
+    (tmp_path / "caller.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    done = subprocess.run([sys.executable, tmp_path / "caller.py"], env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    for pid in set(done.stdout.split()):
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(int(pid)).wait(timeout=60)
+
+
+def test_no_cluster_is_one_clear_line():
+    pytest.importorskip("distributed")
+    with pytest.raises(ValueError, match="no Dask scheduler there"), workers_of(1, "", engine="tcp://127.0.0.1:9"):
+        pass

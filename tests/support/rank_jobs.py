@@ -1,0 +1,279 @@
+"""What the processes of the rank tests do, and how they are started: real ranks, on gloo, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from model import checkpoint
+from model.alexnet import AlexNet
+from model.checkpoint import TrainState
+from model.dropout import DropoutDraws
+from model.evaluation import Scores, evaluate
+from model.optim import Momentum2012
+from model.parallel.exchange import TowerExchange, step_bytes
+from model.parallel.half_batches import whole_batches
+from model.parallel.mesh import RankLayout
+from model.parallel.ranks import Ranks, start
+from model.recipe import SOURCE2012, Recipe, learning_rates
+from model.shapes import NetSpec
+from model.trainer import Hooks, LoopSettings, Trainer, autocast, train_step
+
+SMALL = NetSpec(classes=5, width=0.05)
+# At the recipe's own rates the last bit of one starting weight grows to 4e-4 of the loss in these 20 steps, on one rank
+# too (batches of 8, and nothing to learn in most of a pixel); at a tenth it stays a last bit.
+GENTLE = replace(SOURCE2012, learning_rate_scale=0.1)
+STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
+SLOW_S = 0.07  # for a batch of a planted slow rank: many times its step
+
+
+@dataclass(frozen=True)
+class Act:
+    """What ranks of a layout are asked to do: `job(ranks, *args)`."""
+
+    job: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    layout: RankLayout = "towers"
+
+
+def run_ranks(folder: Path, world: int, *acts: Act, device: str = "cpu") -> list[list[Any]]:
+    """What each act returned on each of `world` ranks, all acts in the same processes; fails where one of them does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probes = [socket.socket() for _ in acts]
+    for probe in probes:
+        probe.bind(("localhost", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    mp.spawn(_rank, (world, ports, folder, acts, device), nprocs=world)
+    by_rank = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+    return [list(answers) for answers in zip(*by_rank, strict=True)]
+
+
+def _rank(rank: int, world: int, ports: list[int], folder: Path, acts: tuple[Act, ...], device: str) -> None:
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    torch.set_num_threads(1)
+    answers = []
+    for port, act in zip(ports, acts, strict=True):
+        os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
+        ranks = start(act.layout, device, 60)
+        answers.append(act.job(ranks, *act.args))
+        ranks.leave()
+    torch.save(answers, folder / f"{rank}.pt")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a batch that is a pure function of (epoch, step)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    epoch: int
+    step: int
+
+
+def global_batch(epoch: int, step: int, batch: int = BATCH) -> Rows:
+    generator = torch.Generator().manual_seed(100 * epoch + step)
+    labels = torch.randint(5, (batch,), generator=generator)
+    images = 60 * torch.randn(batch, 3, 224, 224, generator=generator) + 20 * labels[:, None, None, None]
+    return Rows(images, labels, epoch, step)
+
+
+def part(batch: Rows, ranks: Ranks) -> Rows:
+    """The rows that this rank decodes."""
+    rank, world = ranks.place.rank, ranks.place.world
+    mine = slice(len(batch.labels) * rank // world, len(batch.labels) * (rank + 1) // world)
+    images, labels = (rows[mine].to(ranks.device) for rows in (batch.images, batch.labels))
+    return replace(batch, images=images, labels=labels)
+
+
+def parts(ranks: Ranks, epoch: int = 0, step: int = 0, batch: int = BATCH) -> Iterator[Rows]:
+    while True:
+        yield part(global_batch(epoch, step, batch), ranks)
+        epoch, step = (epoch, step + 1) if step + 1 < STEPS else (epoch + 1, 0)
+
+
+def make(
+    ranks: Ranks, spec: NetSpec = SMALL, recipe: Recipe = SOURCE2012
+) -> tuple[AlexNet, Momentum2012, TowerExchange]:
+    model = AlexNet(spec, recipe, ranks.place.towers, seed=3).to(ranks.device)
+    optimizer = Momentum2012(model.named_parameters(), recipe, learning_rates(recipe, 0, EPOCHS))
+    return model, optimizer, TowerExchange(ranks, model)
+
+
+def first_step(ranks: Ranks, spec: NetSpec = SMALL, batch: int = BATCH, precision: str = "float32") -> dict[str, Any]:
+    """One step with dropout: the images and labels of this rank's rows, logits, loss, gradients, bytes sent."""
+    model, optimizer, towers = make(ranks, spec)
+    draws = DropoutDraws(SEED, 0, ranks.place.first_row(batch), batch)
+    (rows,) = whole_batches(iter([part(global_batch(0, 0, batch), ranks)]), ranks)
+    with torch.no_grad(), autocast(ranks.device, precision):
+        logits = model.train()(rows.images, draws, towers)
+    sent = {"images": ranks.sent["images"]} if ranks.place.is_pair else {}
+    ranks.sent.clear()
+    loss, _ = train_step(model, optimizer, rows, draws, precision, towers)
+    return {
+        "place": ranks.place,
+        "images": rows.images,
+        "labels": rows.labels,
+        "logits": logits if 0 in model.towers else None,
+        "loss": loss.item(),
+        "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
+        "sent": {**sent, **ranks.sent},
+        "calculated": step_bytes(ranks.place, spec, SOURCE2012, batch, precision),
+    }
+
+
+def run(ranks: Ranks, folder: Path, stop_at: int | None = None, again: Path | None = None) -> dict[str, Any]:
+    """Starts, or goes on from the last checkpoint in `folder`, to `stop_at` or 20 optimizer_steps; saves at the end.
+
+    The last rank alone asks for the stop. What was restored is saved again under `again`. Returns losses and scores."""
+    model, optimizer, towers = make(ranks, recipe=GENTLE)
+    last = checkpoint.latest(folder)
+    state = checkpoint.restore(last, model, optimizer, SEED) if last else TrainState.start()
+    if again:
+        checkpoint.save(again, model, optimizer, state, SEED, ranks)
+    trainer = Trainer(
+        model, optimizer, LoopSettings(EPOCHS, STEPS, SEED, log_every=1, max_optimizer_steps=20), state, towers
+    )
+    losses: list[float] = []
+    scores: list[Scores] = []
+
+    def save(state: TrainState) -> None:
+        checkpoint.save(folder / checkpoint.name_of(state), model, optimizer, state, SEED, ranks)
+
+    def validate(epoch: int) -> float:
+        rows = [part(global_batch(99, step, size), ranks) for step, size in enumerate((8, 5, 1))]
+        views = [replace(row, images=row.images[:, None]) for row in rows]
+        scores.append(evaluate(model, whole_batches(iter(views), ranks, uneven=True), towers=towers))
+        return scores[-1].loss
+
+    def stopped() -> bool:
+        return ranks.any(state.optimizer_steps == stop_at and ranks.place.rank == ranks.place.world - 1)
+
+    batches = whole_batches(parts(ranks, state.epoch, state.step), ranks)
+    trainer.fit(batches, Hooks(ignore, lambda line: losses.append(line["loss"]), validate, save, stopped))
+    batches.close()
+    save(state)
+    return {"losses": losses, "scores": scores}
+
+
+def ignore(*_: object) -> None:
+    """What nobody asks for."""
+
+
+def in_double(ranks: Ranks) -> list[float]:
+    """Losses of 20 steps at the recipe's rates in float64, where chance is no excuse."""
+    model, optimizer, towers = make(ranks)
+    model, losses = model.double(), []
+    for group in optimizer.param_groups:
+        (parameter,) = group["params"]
+        optimizer.state[parameter]["velocity"] = torch.zeros_like(parameter)
+    for step in range(20):
+        batch = part(global_batch(0, step), ranks)
+        (rows,) = whole_batches(iter([replace(batch, images=batch.images.double())]), ranks)
+        draws = DropoutDraws(SEED, step, ranks.place.first_row(BATCH), BATCH)
+        losses.append(train_step(model, optimizer, rows, draws, towers=towers)[0].item())
+    return losses
+
+
+# ---- one start of the ranks for many laws -------------------------------------------------------------------------
+
+
+def left_early(ranks: Ranks) -> bool:
+    """Whether streams of whole_batches batches that are closed early, over and over, leave nothing under way: the next one's
+    images are the right ones."""
+    right = True
+    for _ in range(20):
+        stream = whole_batches(parts(ranks), ranks)
+        batch = next(stream)
+        stream.close()
+        right &= torch.equal(batch.images, global_batch(0, 0).images)
+    return right
+
+
+def on_gpu(ranks: Ranks) -> dict[str, Any]:
+    """A step on GPUs, or on the one that two ranks share; brought home."""
+    torch.backends.cudnn.allow_tf32 = False
+    step = first_step(ranks)
+    home = {name: step[name].cpu() for name in ("images", "labels")}
+    gradients = {name: gradient.cpu() for name, gradient in step["gradients"].items()}
+    logits = None if step["logits"] is None else step["logits"].cpu()
+    return {**step, **home, "gradients": gradients, "logits": logits, "backend": ranks.backend}
+
+
+def stall_report(ranks: Ranks, shards: Path, folder: Path, slow_s: float = 0.0) -> dict[str, Any]:
+    """Steps of this rank, and what rank 0 writes into `folder`, of the report on a small network that has trained. For
+    every batch rank 1's disk takes `slow_s` longer."""
+    import shard_fixtures  # DALI's and numba's time is for those ranks that want it
+
+    from pipeline.loader.settings import LoaderSettings
+    from pipeline.profiling.clocks import StepClocks
+    from pipeline.shards.reader import ShardSet, open_shards
+    from tools.shared.stall_report import STALL, Trained, report
+
+    class Disk(ShardSet):
+        def jpegs(self, ids: Any) -> list[Any]:
+            time.sleep(slow_s * ranks.place.rank)
+            return super().jpegs(ids)
+
+    opened = open_shards(shards)
+    disk = Disk(opened.folder, opened.manifest, opened.index, opened.manifest_sha256)
+    model, optimizer, towers = make(ranks)
+    trainer = Trainer(model, optimizer, LoopSettings(EPOCHS, STEPS, SEED), TrainState.start(), towers)
+    settings, clocks = LoaderSettings(batch=ranks.place.world, threads=1, queue_depth=1), StepClocks()
+    for _ in range(2):
+        clocks.add(ranks.place.world, 0.1, 0.1, 0.2)
+    folder.mkdir(exist_ok=True)
+    steps: list[object] = []
+    model.register_forward_hook(lambda *_: steps.append(None))
+    run = Trained(disk, shard_fixtures.basis_of(opened), settings, trainer, folder, 0.1, stage_rounds=1, rounds=2)
+    report(run, clocks, ranks.spans.take())
+    return {"steps": len(steps), "record": json.loads((folder / STALL).read_text()) if ranks.first else None}
+
+
+def siblings_cpu_s(ranks: Ranks, burned_s: float = 0.2) -> float:
+    """CPU seconds of its job's other processes that rank 0 counts while rank 1 burns some."""
+    from pipeline.profiling.cpu_time import cpu_mark
+
+    before = cpu_mark()
+    ranks.any(False)
+    started_s = time.process_time()
+    while ranks.place.rank and time.process_time() - started_s < burned_s:
+        pass
+    ranks.any(False)
+    return before.until(cpu_mark()).rest_of_job_s
+
+
+def as_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
+    """What two ranks are asked."""
+    return {
+        "small": first_step(ranks),
+        "full": first_step(ranks, NetSpec(), 2),
+        "bfloat16": first_step(ranks, precision="bfloat16"),
+        "double": in_double(ranks),
+        "left early": left_early(ranks),
+        "stall report": stall_report(ranks, shards, folder.with_name("stall report")),
+        "siblings": siblings_cpu_s(ranks),
+        "run": run(ranks, folder, stop_at=7),
+    }
+
+
+def as_four(ranks: Ranks, folder: Path, again: Path) -> dict[str, Any]:
+    """What four ranks are asked."""
+    return {"small": first_step(ranks), "run": run(ranks, folder, again=again)}
+
+
+def as_data_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
+    """What two ranks with both towers each are asked."""
+    report = stall_report(ranks, shards, folder.with_name("stall report, slow rank"), SLOW_S)
+    return {"small": first_step(ranks), "stall report": report}
