@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 RUN_ALL := $(BIN)/python tools/run_all.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env sample shards pca train test lint bench bench-peers gpu-check clean
+.PHONY: help env sample shards pca train test lint bench bench-baselines gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,8 +48,8 @@ lint: $(READY) ## style and types
 bench: $(READY) ## what the feed supplies, by stage, and beside its peers
 	$(RUN_ALL) bench
 
-bench-peers: $(READY) ## the feed beside bare decoding, SPDL, and a DataLoader over webdataset and Pillow
-	$(RUN_ALL) peers
+bench-baselines: $(READY) ## the feed beside bare decoding, SPDL, and a DataLoader over webdataset and Pillow
+	$(RUN_ALL) baselines
 
 gpu-check: $(READY) ## what needs a CUDA device: tests, pixels, rates, stall report, into one file of benchmarks/
 	$(RUN_ALL) gpu-check

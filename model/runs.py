@@ -29,7 +29,7 @@ class RunFolder:
         path = self.path / CONFIG
         if path.is_file():
             if not resume:
-                raise ValueError(f"{self.path}: this run is there already; add --resume, or choose another --run NAME")
+                raise ValueError(f"{self.path}: this run is there already; add --resume, or choose another --run-name NAME")
             found = json.loads(path.read_text())["must_match"]
             wanted = json.loads(json.dumps(config["must_match"]))
             for name, value in wanted.items():

@@ -3,7 +3,7 @@
     python tools/bench_loader.py SHARDS [--device cpu|cuda] [--batch N] [--threads N] [--order global|windowed] [--cold]
                                         [--seconds S] [--json FILE]
                                         [--demand IMG_S | --trainer [--width W]]
-                                        [--au-bar 0.95] [--plot FILE] [--verify] [--tune FILE]
+                                        [--au-threshold 0.95] [--plot FILE] [--verify] [--tune FILE]
 
 Prints a table for people, then one line of JSON for programs. Wants SHARDS/eigenbasis.json, which compute_pca makes.
 Says which share of the set is in the page cache; with --cold the kernel forgets the set before every window.
@@ -71,7 +71,7 @@ def main() -> int:
     if arguments.demand is not None:
         trainer = EmulatedTrainer(arguments.demand)
     if not 0 < arguments.au_threshold <= 1:
-        raise ValueError(f"--au-bar {arguments.au_threshold:g}; AU is a share, above 0 and at most 1")
+        raise ValueError(f"--au-threshold {arguments.au_threshold:g}; AU is a share, above 0 and at most 1")
     if arguments.plot is not None and arguments.plot.suffix not in PLOTS:
         raise ValueError(f"--plot {arguments.plot}; expected a file name that ends in {' or '.join(PLOTS)}")
     check_device(arguments.device)
@@ -272,7 +272,7 @@ def _arguments() -> argparse.Namespace:
     fed.add_argument("--demand", type=float, metavar="IMG_S", help="of a trainer to be fed on trial")
     fed.add_argument("--trainer", action="store_true", help="feed the network itself on trial, with recipe source2012")
     parser.add_argument("--width", type=float, default=1.0, metavar="W", help="scales the network's maps (default 1)")
-    parser.add_argument("--au-bar", type=float, default=AU_THRESHOLD, help="exit with 1 below (default %(default)s)")
+    parser.add_argument("--au-threshold", type=float, default=AU_THRESHOLD, help="exit with 1 below (default %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the report as a page (.html) or picture (.svg)")
     parser.add_argument("--verify", action="store_true", help="make the first proposed change and measure again")
     parser.add_argument("--tune", type=Path, metavar="FILE", help="search settings for the demand, write them here")

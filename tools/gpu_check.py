@@ -106,7 +106,7 @@ class Bench:
 
     def train(self, folder: Path, *options: object, by: Sequence[str] = (), **environment: str) -> None:
         """Runs tools/train.py into a run's folder, started `by` torchrun or alone."""
-        where = [self.sets["short-side"][0].folder.resolve(), "--runs", folder.parent, "--run", folder.name]
+        where = [self.sets["short-side"][0].folder.resolve(), "--runs", folder.parent, "--run-name", folder.name]
         size = ["--batch", self.scale.batch, "--width", self.scale.width, "--device", self.feed.device]
         self.python(*by, ROOT / "tools" / "train.py", *where, *size, *options, **environment)
 

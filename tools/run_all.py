@@ -2,7 +2,7 @@
 
     python tools/run_all.py train                        # a drawn sample of ImageNet
     IMAGENET=/folder python tools/run_all.py train       # the real files, in any layout that make_shards reads
-    python tools/run_all.py sample | shards | pca | train | bench | peers | gpu-check
+    python tools/run_all.py sample | shards | pca | train | bench | baselines | gpu-check
     python tools/run_all.py health                       # whether the run still writes; for a container's healthcheck
 
 What is there and whole is skipped. Settings are environment variables, the same for make and for .env: IMAGENET; DATA
@@ -33,8 +33,8 @@ import psutil
 from tools.shared.cli import cores, run
 
 TOOLS = Path(__file__).parent
-STAGES = ("sample", "shards", "pca", "train", "bench", "peers", "gpu-check", "health")
-ENDS = ("train", "bench", "peers", "gpu-check")  # each of them after all that come before these
+STAGES = ("sample", "shards", "pca", "train", "bench", "baselines", "gpu-check", "health")
+ENDS = ("train", "bench", "baselines", "gpu-check")  # each of them after all that come before these
 STOPPED = 128 + signal.SIGTERM
 
 # The sample is 1,800 drawn pictures of 12 classes, and the machine may have 2 cores: a net of an eighth of the width,
@@ -205,14 +205,14 @@ def take(part: str, road: Settings, steps: Steps) -> int:
             return 0 if has_eigenbasis(train) else steps.tool("compute_pca", train, *workers)
         case "bench":
             device = ["--device", "cuda"] if gpus_here() else []
-            return steps.tool("bench_loader", train, *device) or steps.tool("bench_peers", train)
-        case "peers":
-            return steps.tool("bench_peers", train)
+            return steps.tool("bench_loader", train, *device) or steps.tool("bench_baselines", train)
+        case "baselines":
+            return steps.tool("bench_baselines", train)
         case "gpu-check":
             return gpu_check(road, steps)
     choice = ranks_for(road.train_options)
     print(f"ranks: {choice.why}", flush=True)
-    where = ["--val", road.shards / "val", "--runs", road.runs, "--run", road.run, "--resume"]
+    where = ["--val", road.shards / "val", "--runs", road.runs, "--run-name", road.run, "--resume"]
     return steps.tool("train", train, *where, *road.train_options, ranks=choice.ranks)
 
 

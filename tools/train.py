@@ -1,7 +1,7 @@
 """Trains the network of 2012 from a shard set and says what training waited for.
 
-    python tools/train.py data/sample-256/train --val data/sample-256/val --run first
-    torchrun --nproc-per-node 2 -- tools/train.py data/sample-256/train --val data/sample-256/val --run first
+    python tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
+    torchrun --nproc-per-node 2 -- tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
 
 Writes runs/NAME/: config.json, metrics.jsonl, checkpoints/, stall.json, report.html. SIGTERM saves a checkpoint after
 the step in hand and exits with 0; --resume goes on from the last one, with the numbers of a run that was never stopped,
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     add("shards", type=Path, metavar="SHARDS", help="a train shard set with its eigenbasis.json")
     add("--val", type=Path, metavar="SHARDS", help="a shard set to validate on after every epoch")
     add("--recipe", choices=recipe.RECIPES, default=recipe.SOURCE2012.name, help="default: %(default)s")
-    add("--run", default="alexnet", metavar="NAME", help="folder under --runs; default: %(default)s")
+    add("--run-name", default="alexnet", metavar="NAME", help="folder under --runs; default: %(default)s")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s")
     add("--resume", action="store_true", help="go on from the run's last checkpoint; start where there is none")
     length = parser.add_mutually_exclusive_group()
@@ -192,7 +192,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         raise ValueError(f"--hang-seconds {args.hang_seconds:g}, expected a positive number")
     basis = rgb_pca.load(args.shards / "eigenbasis.json", shards)
     spec = NetSpec(len(shards.manifest.classes), args.width)
-    folder = RunFolder(args.runs / args.run)
+    folder = RunFolder(args.runs / args.run_name)
     return Job(shards, val, basis, rules, spec, feed, loop, folder, args.stall_seconds, args.hang_seconds, ranks)
 
 

@@ -54,7 +54,7 @@ def kill_once(args: list[object], root: Path, draw: random.Random, ranks: int) -
     shutil.rmtree(run, ignore_errors=True)
     step, rank, every = draw.randrange(1, STEPS), draw.randrange(ranks), draw.randrange(1, 5)
     pause_s = draw.uniform(0, LONGEST_PAUSE_S)
-    process = start_torchrun(ranks, *args, "--run", run.name, "--save-every", every, restarts=3)
+    process = start_torchrun(ranks, *args, "--run-name", run.name, "--save-every", every, restarts=3)
     wait_for_step(run, step, process)
     time.sleep(pause_s)
     victim = workers(process).get(rank)
@@ -77,7 +77,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         args = make_shards(root)
-        ended(start_torchrun(arguments.ranks, *args, "--run", "whole"))
+        ended(start_torchrun(arguments.ranks, *args, "--run-name", "whole"))
         expected = state_of(root / "whole")
         for number in range(1, arguments.runs + 1):
             told, found = kill_once(args, root, draw, arguments.ranks)

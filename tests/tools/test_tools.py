@@ -63,7 +63,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ran(tool("compute_pca", root / "shards" / "train", "--workers", 1, "--json", root / "pca.json"))
     shards = root / "shards"
     out = ran(
-        tool("train", shards / "train", "--val", shards / "val", "--runs", root, "--run", "a", "--epochs", 2, *TINY)
+        tool("train", shards / "train", "--val", shards / "val", "--runs", root, "--run-name", "a", "--epochs", 2, *TINY)
     )
     assert "verdict" in out
     return root
@@ -87,7 +87,7 @@ def test_the_road_leaves_what_it_says(road: Path):
 
 def test_a_run_that_sigterm_stops_goes_on_to_the_same_losses(road: Path):
     """SIGTERM while it trains: exit code 0 and a checkpoint; --resume gives the losses of the run never stopped."""
-    args = [road / "shards" / "train", "--runs", road, "--run", "stopped", "--epochs", 2, *TINY]
+    args = [road / "shards" / "train", "--runs", road, "--run-name", "stopped", "--epochs", 2, *TINY]
     command = [sys.executable, str(ROOT / "tools" / "train.py"), *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -107,14 +107,14 @@ def test_a_run_that_was_killed_goes_on_to_the_same_losses(road: Path):
     shutil.rmtree(road / "killed" / "checkpoints" / "step-000000010")
     (road / "killed" / "stall.json").unlink()
     shards = road / "shards" / "train"
-    args = [shards, "--val", road / "shards" / "val", "--runs", road, "--run", "killed", "--epochs", 2, *TINY]
+    args = [shards, "--val", road / "shards" / "val", "--runs", road, "--run-name", "killed", "--epochs", 2, *TINY]
     assert "resumed    after update 5" in ran(tool("train", *args, "--resume"))
     assert losses(road / "killed") == losses(road / "a")
     assert (road / "killed" / "stall.json").is_file()
 
 
 def test_a_complete_run_resumed_says_so(road: Path):
-    args = [road / "shards" / "train", "--runs", road, "--run", "a", "--epochs", 2, *TINY, "--resume"]
+    args = [road / "shards" / "train", "--runs", road, "--run-name", "a", "--epochs", 2, *TINY, "--resume"]
     assert "this run is complete" in ran(tool("train", *args))
 
 
@@ -126,9 +126,9 @@ def test_a_damaged_picture_stops_training_or_is_skipped_and_named(tmp_path: Path
     whole = basis_of(write_set(tmp_path / "whole", [sample(n) for n in range(17)]))
     rgb_pca.save(replace(whole, manifest_sha256=hurt.manifest_sha256), tmp_path / "hurt" / "eigenbasis.json")
     args = [tmp_path / "hurt", "--runs", tmp_path, "--epochs", 1, *TINY, "--stall-seconds", 0]
-    stopped = tool("train", *args, "--run", "stopped")
+    stopped = tool("train", *args, "--run-name", "stopped")
     assert stopped.returncode == 2 and "drawn_0005 (no picture)" in stopped.stderr
-    out = ran(tool("train", *args, "--run", "skipped", "--order", "windowed", "--on-bad-sample", "skip"))
+    out = ran(tool("train", *args, "--run-name", "skipped", "--order", "windowed", "--on-bad-sample", "skip"))
     assert "skipped 1 damaged picture:" in out and "drawn_0005 (no picture)" in out
     assert [step for step, _ in losses(tmp_path / "skipped")] == [1, 2]
     config = json.loads((tmp_path / "skipped" / "config.json").read_text())
@@ -212,12 +212,12 @@ def broken(what: str, road: Path, tmp: Path) -> list[object]:
             (shards / "eigenbasis.json").write_text(text.replace(manifest, "0" * 64))
             return ["train", shards, "--runs", tmp, *TINY]
         case "run is there":
-            return ["train", road / "shards" / "train", "--runs", road, "--run", "a", *TINY]
+            return ["train", road / "shards" / "train", "--runs", road, "--run-name", "a", *TINY]
         case "other recipe":
             shutil.copytree(road / "a", tmp / "a")
             sets = road / "shards"
             more = ["--recipe", "paper", "--val", sets / "val", "--resume", "--epochs", 2, *TINY]
-            return ["train", sets / "train", "--runs", tmp, "--run", "a", *more]
+            return ["train", sets / "train", "--runs", tmp, "--run-name", "a", *more]
         case "plateau without validation":
             return ["train", road / "shards" / "train", "--runs", tmp, "--recipe", "paper", *TINY]
         case "batch too large":
@@ -233,7 +233,7 @@ def broken(what: str, road: Path, tmp: Path) -> list[object]:
         case "zero demand":
             return ["bench_loader", road / "shards" / "train", "--demand", 0]
         case "bar above 1":
-            return ["bench_loader", road / "shards" / "train", "--demand", 10, "--au-bar", 95]
+            return ["bench_loader", road / "shards" / "train", "--demand", 10, "--au-threshold", 95]
         case "plot of another kind":
             return ["bench_loader", road / "shards" / "train", "--demand", 10, "--plot", tmp / "report.png"]
         case "tuned is another file":
@@ -270,7 +270,7 @@ WRONG: dict[str, str] = {
     "zero batch": "batch is 0; it must be at least 1",
     "zero threads": "threads is 0; it must be at least 1",
     "zero demand": "demand is 0 img/s; it must be above 0",
-    "bar above 1": "--au-bar 95; AU is a share, above 0 and at most 1",
+    "bar above 1": "--au-threshold 95; AU is a share, above 0 and at most 1",
     "plot of another kind": "report.png; expected a file name that ends in .html or .svg",
     "tuned is another file": "no settings of bench_loader --tune FILE here; run that first",
     "source missing": "one folder given, expected SOURCE and OUT",
@@ -314,7 +314,7 @@ def test_verify_names_a_fault_and_repair_mends_it(road: Path, tmp_path: Path):
 
 def test_bench_loader_judges_a_demand(road: Path, tmp_path: Path):
     """Exit code 0 for a trainer that any feed keeps up with, 1 for one that no feed does; the report is printed."""
-    args = [road / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--au-bar", 0.5]
+    args = [road / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--au-threshold", 0.5]
     page, picture = tmp_path / "report.html", tmp_path / "report.svg"
     assert "compute-bound" in ran(tool("bench_loader", *args, "--demand", 200, "--plot", picture))
     assert "compute-bound" in picture.read_text()
@@ -335,6 +335,6 @@ def test_tuned_settings_reach_training(road: Path, tmp_path: Path):
     found = json.loads(tuned.read_text())
     settings, shapes = found["settings"], found["stored_shape"]
     assert shapes["pictures"] == 47 and min(shapes["square"], shapes["short_side"], *shapes["times"]) > 0
-    ran(tool("train", shards, "--runs", tmp_path, "--run", "t", "--steps", 1, *TINY, "--tuned", tuned))
+    ran(tool("train", shards, "--runs", tmp_path, "--run-name", "t", "--steps", 1, *TINY, "--tuned", tuned))
     feed = json.loads((tmp_path / "t" / "config.json").read_text())["feed"]
     assert {name: feed[name] for name in settings} == settings

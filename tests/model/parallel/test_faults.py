@@ -35,7 +35,7 @@ def args(shard_root: Path, root: Path) -> list[object]:
 @pytest.fixture(scope="module")
 def whole(args: list[object], root: Path) -> Path:
     """A run on two ranks that nothing happened to."""
-    out = ended(start_torchrun(2, *args, "--run", "whole"))
+    out = ended(start_torchrun(2, *args, "--run-name", "whole"))
     assert "rank 0 sends" in out and "as calculated" in out
     return root / "whole"
 
@@ -52,7 +52,7 @@ def same_end(run: Path, whole: Path) -> None:
 
 def test_a_killed_rank_is_started_again_and_changes_nothing(args: list[object], root: Path, whole: Path):
     """torchrun --max-restarts goes on from the last checkpoint, without --resume, to the same losses and bytes."""
-    process = start_torchrun(2, *args, "--run", "killed", "--save-every", 3, restarts=1)
+    process = start_torchrun(2, *args, "--run-name", "killed", "--save-every", 3, restarts=1)
     wait_for_step(root / "killed", 7, process)
     workers(process)[1].kill()
     assert "resumed    after update" in ended(process)
@@ -62,7 +62,7 @@ def test_a_killed_rank_is_started_again_and_changes_nothing(args: list[object], 
 def test_a_restart_does_not_touch_a_run_of_another_start(args: list[object], root: Path, whole: Path):
     """A forgotten --resume is refused on a restart, too."""
     again = {"TORCHELASTIC_RUN_ID": "another", "TORCHELASTIC_RESTART_COUNT": "1"}
-    assert "this run is there already" in ended(start_one(*args, "--run", "whole", **again), code=2)
+    assert "this run is there already" in ended(start_one(*args, "--run-name", "whole", **again), code=2)
 
 
 def test_sigterm_on_one_rank_stops_all_after_one_step_and_another_number_goes_on(
@@ -70,7 +70,7 @@ def test_sigterm_on_one_rank_stops_all_after_one_step_and_another_number_goes_on
 ):
     """Every rank exits with 0, having saved the same step; one rank goes on to the same losses, as near as sums
     in another order let float32 be after some steps (tests/test_ranks.py has the strict law)."""
-    processes = start_ranks(2, *args, "--run", "preempted")
+    processes = start_ranks(2, *args, "--run-name", "preempted")
     wait_for_step(root / "preempted", 2, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     out = [ended(process) for process in processes]
@@ -78,14 +78,14 @@ def test_sigterm_on_one_rank_stops_all_after_one_step_and_another_number_goes_on
     assert 2 <= last < STEPS
     assert f"stopped after update {last}" in out[0]
     assert checkpoint.optimizer_steps(root / "preempted" / "checkpoints") == last
-    ended(start_one(*args, "--run", "preempted", "--resume"))
+    ended(start_one(*args, "--run-name", "preempted", "--resume"))
     assert [step for step, _ in losses(root / "preempted")] == [step for step, _ in losses(whole)]
     assert [x for _, x in losses(root / "preempted")] == pytest.approx([x for _, x in losses(whole)], rel=1e-4)
 
 
 def test_a_rank_that_hangs_is_named_with_its_step(args: list[object], root: Path):
     """Within the time that was allowed; the ranks that wait for it exit with 1."""
-    processes = start_ranks(2, *args, "--run", "hangs", "--hang-seconds", 4)
+    processes = start_ranks(2, *args, "--run-name", "hangs", "--hang-seconds", 4)
     wait_for_step(root / "hangs", 2, processes[0])
     processes[1].send_signal(signal.SIGSTOP)
     out = ended(processes[0], code=1)
@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_stops_all_ranks_and_keeps_the_last_checkpoint(
         shutil.rmtree(path)
     (only,) = checkpoint.all_in(root / "diverges" / "checkpoints")
     with_weight(only, float("inf"))
-    out = [ended(process, 1) for process in start_ranks(2, *args, "--run", "diverges", "--resume")]
+    out = [ended(process, 1) for process in start_ranks(2, *args, "--run-name", "diverges", "--resume")]
     assert "loss nan at update 6; lower the rates" in out[0]
     assert "at update" not in out[1]
     assert checkpoint.all_in(root / "diverges" / "checkpoints") == [only]
@@ -178,7 +178,7 @@ def test_training_goes_on_when_the_disk_is_full(args: list[object], root: Path, 
         shutil.rmtree(path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # the process that is started has it, too
-    process = start_one(*args, "--run", "full", "--resume")
+    process = start_one(*args, "--run-name", "full", "--resume")
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     out = ended(process, code=1)
     assert "warning" in out and "the last checkpoint is" in out

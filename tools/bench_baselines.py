@@ -1,6 +1,6 @@
 """The feed's peers, on the CPU, in one interleaved run: the same shards, the same number of threads, float32 NCHW out.
 
-    python tools/bench_peers.py SHARDS [--batch N] [--threads N] [--workers N] [--seconds S] [--rounds N] [--json FILE]
+    python tools/bench_baselines.py SHARDS [--batch N] [--threads N] [--workers N] [--seconds S] [--rounds N] [--json FILE]
 
 This feed decodes, crops 224 from the central 256, mirrors, subtracts the channel means and lights as in 2012. So do its
 peers, in batches of shuffled samples, but for what is said here, all of it in their favour:
