@@ -232,11 +232,11 @@ class Trainer:
         for back, loss in enumerate(reversed(self.state.losses)):
             if not math.isfinite(loss):
                 raise Diverged(
-                    f"loss {loss} at update {self.state.optimizer_steps - back}; lower the rates (--rate-scale)"
+                    f"loss {loss} at update {self.state.optimizer_steps - back}; lower the rates (--lr-scale)"
                 )
         if values[-1, 0] > 0:
             raise Diverged(
-                f"weights are not finite after update {self.state.optimizer_steps}; lower the rates (--rate-scale)"
+                f"weights are not finite after update {self.state.optimizer_steps}; lower the rates (--lr-scale)"
             )
 
     def _read_clock(self, hooks: Hooks, last: bool = False) -> None:

@@ -200,7 +200,7 @@ def pair(bench: Bench) -> dict[str, Any]:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
     with TemporaryDirectory() as runs:
         for name, by in (("alone", ()), ("pair", torchrun)):
-            options = ["--steps", 4, "--rate-scale", GENTLE, "--log-every", 1, "--stall-seconds", 0]
+            options = ["--steps", 4, "--lr-scale", GENTLE, "--log-every", 1, "--stall-seconds", 0]
             bench.train(Path(runs) / name, *options, by=by, NVIDIA_TF32_OVERRIDE="0")
             lines = (Path(runs) / name / "metrics.jsonl").read_text().splitlines()
             losses[name] = [json.loads(line)["loss"] for line in lines]

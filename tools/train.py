@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default: %(default)s")
     add("--width", type=float, default=1.0, metavar="W", help="scales the maps, for small machines; default: 1")
-    add("--rate-scale", type=float, default=1.0, metavar="X", help="scales all learning rates; default: 1")
+    add("--lr-scale", type=float, default=1.0, metavar="X", help="scales all learning rates; default: 1")
     add("--threads", type=int, metavar="N", help="of a rank's feed; default: one more than its cores, at most 8")
     add("--order", choices=get_args(Order), default="global", help="windowed: few shards at a time, for slow storage")
     add("--on-bad-sample", choices=get_args(OnBadSample), default="stop", help="skip: train on another; default: stop")
@@ -162,7 +162,7 @@ def launch() -> str | None:
 def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     """Opens and checks everything that the arguments name."""
     check_device(device)
-    rules = replace(recipe.recipe(args.recipe), learning_rate_scale=args.learning_rate_scale)
+    rules = replace(recipe.recipe(args.recipe), learning_rate_scale=args.lr_scale)
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its rates by the validation error; add --val SHARDS")
     with Progress("hashing tars", None, "B", quiet=not ranks.first) as progress:

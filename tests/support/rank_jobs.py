@@ -214,7 +214,7 @@ def on_gpu(ranks: Ranks) -> dict[str, Any]:
 def stall_report(ranks: Ranks, shards: Path, folder: Path, slow_s: float = 0.0) -> dict[str, Any]:
     """Steps of this rank, and what rank 0 writes into `folder`, of the report on a small network that has trained. For
     every batch rank 1's disk takes `slow_s` longer."""
-    import shard_fixtures  # DALI's and numba's time is for those ranks that want it
+    from tests.support import shard_fixtures  # DALI's and numba's time is for those ranks that want it
 
     from pipeline.loader.settings import LoaderSettings
     from pipeline.profiling.clocks import StepClocks
