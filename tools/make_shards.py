@@ -152,11 +152,11 @@ def report(outcome: Outcome, folder: Path, took_s: float, workers: int) -> dict[
     from pipeline.shards.bottleneck import find_bottleneck
 
     manifest = outcome.manifest
-    total_bytes = sum(shard.bytes for shard in manifest.shards)
-    complete_run = outcome.shards_written == len(manifest.shards)  # otherwise the time is not that of the whole set
+    shards, total_bytes = len(manifest.shards), sum(shard.bytes for shard in manifest.shards)
+    complete_run = outcome.shards_written == shards  # otherwise the time is not that of the whole set
     img_s = manifest.samples / took_s if complete_run else None
     how = f"{took_s:.1f} s, {img_s:,.0f} img/s ({img_s / workers:,.0f} per worker)" if img_s else "complete"
-    print(f"{folder}: {manifest.samples:,} samples in {len(manifest.shards)} shards, {total_bytes / 1e6:,.1f} MB; {how}")
+    print(f"{folder}: {manifest.samples:,} samples in {shards} shards, {total_bytes / 1e6:,.1f} MB; {how}")
     bottleneck = None
     if outcome.shards_written:
         bottleneck = find_bottleneck(outcome.stage_seconds, took_s, workers, cores(), outcome.shards_written)
@@ -166,7 +166,7 @@ def report(outcome: Outcome, folder: Path, took_s: float, workers: int) -> dict[
     return {
         "folder": str(folder),
         "samples": manifest.samples,
-        "shards": len(manifest.shards),
+        "shards": shards,
         "bytes": total_bytes,
         "img_s": img_s,
         "workers": workers,
