@@ -141,7 +141,8 @@ def verify(args: argparse.Namespace, workers: Workers) -> int:
             faults = verification.verify(folder, args.deep, workers, progress)
         for fault in faults:
             print(f"{folder}: {fault}")
-        print(f"{folder}: {f'{len(faults)} faults; --repair rebuilds them' if faults else 'intact, as it was written'}")
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}; --repair rebuilds what is damaged"
+        print(f"{folder}: {count if faults else 'intact, as it was written'}")
         record[split] = [asdict(fault) for fault in faults]
     write_json(args.json, record)
     return 1 if any(record.values()) else 0

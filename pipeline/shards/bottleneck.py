@@ -69,7 +69,8 @@ def find_bottleneck(spent: StageSeconds, wall_s: float, workers: int, cores: int
 def _advice(part: str, workers: int, cores: int, jobs: int) -> str:
     match part:
         case "idle" if jobs < MIN_JOBS_PER_WORKER * workers:
-            return f"{jobs} shards are too few to keep {workers} workers busy: use a smaller --shard-samples"
+            shards = "1 shard is" if jobs == 1 else f"{jobs} shards are"
+            return f"{shards} too few to keep {workers} workers busy: use a smaller --shard-samples"
         case "idle":
             return "workers mostly start up and wait for work: use fewer --workers"
         case "read":
