@@ -11,7 +11,7 @@ from pipeline.loader.cpu_kernel import mirror_normalize
 @pytest.mark.parametrize("mirror", [0, 1])
 @pytest.mark.parametrize("side", [1, 15, 16, 33, 224])
 def test_a_crop_is_mirrored_and_normalised(mirror: int, side: int):
-    """The result equals NumPy's, for rows shorter and longer than a vector register; bit for bit if the divisor is 1."""
+    """Rows shorter and longer than a vector register equal NumPy's result, bit for bit if the divisor is 1."""
     rng = np.random.default_rng(side)
     crop = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
     mean, residual = rng.normal(120, 9, 3).astype(np.float32), rng.normal(0, 9, (3, side, side)).astype(np.float32)
