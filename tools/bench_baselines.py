@@ -70,9 +70,7 @@ def main() -> int:
         f"{arguments.shards}: {len(shards):,} samples, batch {settings.batch}, {settings.threads} threads, "
         f"{arguments.workers} DataLoader workers, {arguments.rounds} rounds of {arguments.seconds:g} s each"
     )
-    print(_table(measured, ratios, targets))
-    for name, reason in absent.items():
-        print(f"{name:{NAME_WIDTH}}not measured: {reason}")
+    print(_table(measured, ratios, targets, absent))
     record = {
         **{name: getattr(arguments, name) for name in ("workers", "seconds", "rounds")},
         "shards": str(arguments.shards),
@@ -99,8 +97,13 @@ def _ratios(measured: dict[str, Throughput], name: str) -> dict[str, Any]:
     }
 
 
-def _table(measured: dict[str, Throughput], ratios: dict[str, dict[str, Any]], targets: dict[str, float | None]) -> str:
-    """A table for the screen: each loader's throughput, then this loader's ratios to each baseline."""
+def _table(
+    measured: dict[str, Throughput],
+    ratios: dict[str, dict[str, Any]],
+    targets: dict[str, float | None],
+    absent: dict[str, str],
+) -> str:
+    """A table for the screen: the throughput of each loader, then what this loader's is relative to it."""
     lines = [
         f"{'':{NAME_WIDTH}}{'img/s':>8}{'min':>8}{'max':>8}{'CPU ms/img':>12}{'cores':>7}  "
         f"{'this / its':>12}{'(rounds)':>18}{'by CPU':>8}{'target':>8}"
@@ -114,6 +117,7 @@ def _table(measured: dict[str, Throughput], ratios: dict[str, dict[str, Any]], t
             line += f"  {ratio['throughput']:12.2f}{rounds:>18}{ratio['cpu']:8.2f}"
             line += f"{f'{target:g}' if target else '-':>8}"
         lines.append(line)
+    lines += [f"{name:{NAME_WIDTH}}not measured: {reason}" for name, reason in absent.items()]
     return "\n".join(lines)
 
 
