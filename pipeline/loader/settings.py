@@ -42,8 +42,8 @@ class LoaderSettings:
     """How the loader works.
 
     These settings decide what is in a batch: batch, seed, lighting, lighting_until, mean, positions, order and
-    window_shards, and on_bad_sample if the set is damaged. The others change only the speed, but on a GPU hw_decoder_load
-    may change pixels slightly.
+    window_shards, and on_bad_sample if the set is damaged. The others change only the speed; on a GPU,
+    hw_decoder_load may also change pixels slightly.
 
     Raises:
         ValueError: a value is outside its range or is not one of the choices.
