@@ -1,1 +1,1 @@
-"""ImageNet to shards, eigenbasis and batches, and the stall report. Never imports `model`."""
+"""The input side: ImageNet to shards, eigenbasis and batches, and the stall report. Never imports `model`."""

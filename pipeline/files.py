@@ -1,23 +1,35 @@
-"""TODO-DOC pipeline.files (from pipeline.shards)."""
+"""Atomic file writing and file hashing.
+
+A reader never sees half a file: `published` and `write_atomically` write under a temporary name and rename it once the
+bytes are on disk. This is the only module of `pipeline` that writes files atomically.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-TEMPORARY = ".tmp"
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # .<final name>.<random hex>.tmp
 
 
 @contextmanager
 def published(path: Path) -> Iterator[IO[bytes]]:
-    """A file for writing that appears under `path` only when the block ends well: temporary name, fsync, rename, fsync
-    of the folder. The temporary name is nobody else's, so two who write the same file do not meet. OSErrors name it."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}{TEMPORARY}")
+    """Opens a file for writing that appears at `path` only if the block ends without an error.
+
+    The sequence is: write to a temporary name in the same folder, fsync, rename, fsync of the folder. The temporary name
+    is random, so two processes that write the same path do not disturb each other: the last rename wins. After an error
+    the temporary file is removed and an existing file at `path` keeps its content.
+
+    Raises:
+        OSError: The file cannot be written; the error names `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -26,21 +38,33 @@ def published(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         fsync_folder(path.parent)
     except BaseException as error:
-        with suppress(OSError):  # as where the folder itself is gone
+        with suppress(OSError):  # it may not exist, for example if the folder does not
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+        # A full disk names no file, and the temporary name means nothing to the user.
+        if isinstance(error, OSError) and (error.filename is None or str(error.filename) == str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Writes `data` (text as UTF-8) to `path`: afterwards the file has all of it or, after an error, what it had before.
+
+    Raises:
+        OSError: The file cannot be written; the error names `path`.
+    """
+    with published(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
 def remove_temporary(folder: Path) -> None:
-    """Removes what killed writers left; nobody may be writing there."""
-    for path in folder.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+    """Removes temporary files that killed writers left in `folder`. Call it only when no process writes there."""
+    for path in folder.iterdir():
+        if TEMPORARY_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Has the disk keep the names in `folder`."""
+    """Flushes the folder's entries to disk. Without it a crash can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,6 +73,6 @@ def fsync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of the file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,7 +27,7 @@ from PIL import Image
 
 from pipeline.files import published
 from pipeline.shards.reader import ShardSet, open_shards
-from pipeline.workers import Progress, Workers
+from pipeline.workers import ProgressCallback, Workers
 
 EIGENBASIS_FILE = "eigenbasis.json"
 MEAN_IMAGE_FILE = "mean_image.npy"
@@ -134,7 +134,7 @@ def eigenbasis_of(moments: Moments, manifest_sha256: str) -> Eigenbasis:
     return Eigenbasis(moments.pixels, mean, covariance, eigenvalues, eigenvectors * signs, mean_image, manifest_sha256)
 
 
-def measure(shards: ShardSet, workers: Workers, progress: Progress) -> Eigenbasis:
+def measure(shards: ShardSet, workers: Workers, progress: ProgressCallback) -> Eigenbasis:
     """Decodes the whole shard set. `progress` is called with the number of images done."""
     starts = range(0, len(shards), IMAGES_PER_JOB)
     jobs = [np.arange(start, min(start + IMAGES_PER_JOB, len(shards))) for start in starts]

@@ -1,9 +1,10 @@
-"""Who does the work: the caller's own process, processes of this machine, or a Dask cluster; all give the same results.
+"""Runs jobs in the caller's process, in local processes or on a Dask cluster. The results are the same in all three.
 
     with workers_of(2, preload="pipeline.shards.job") as workers:
         results = list(workers.map(job, arguments))
 
-Whatever follows `concurrent.futures.Executor` can do it; there is no engine of our own.
+`Workers` wraps a `concurrent.futures.Executor`, so any executor works. This module imports only the standard library;
+Dask is imported when a cluster is used.
 """
 
 from __future__ import annotations
@@ -24,29 +25,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from multiprocessing.connection import wait as wait_for
+from multiprocessing.connection import wait as wait_for_connections
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-QUEUED = 2  # jobs a worker has ahead: none waits for its next one, and what jobs carry does not pile up
+ProgressCallback = Callable[[int], None]  # called with the number of units finished since the last call
+
+# Jobs submitted per worker. With two, a worker that finishes a job already has the next one, and the arguments and
+# results of only a few jobs are in memory at a time.
+JOBS_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
 class Workers:
-    """`count` workers behind `executor`; None is the caller's own process."""
+    """A number of workers that run jobs.
+
+    Attributes:
+        executor: Runs the jobs; None runs them in the caller's process.
+        count: How many jobs run at a time.
+    """
 
     executor: Executor | None
     count: int
 
     def map(self, job: Callable[..., Result], *arguments: Iterable[Any]) -> Iterator[Result]:
-        """Results of `job` in the order of its arguments."""
+        """Yields the results of `job` in the order of its arguments, like the built-in `map`.
+
+        It ends with the shortest iterable, so some may be endless. If a job raises, its exception is raised here and the
+        jobs that have not started are cancelled.
+        """
         if self.executor is None:
             yield from map(job, *arguments)
             return
         queue: deque[Future[Result]] = deque()
         try:
-            for values in zip(*arguments, strict=False):  # some may be endless
-                if len(queue) >= QUEUED * self.count:
+            for values in zip(*arguments, strict=False):
+                if len(queue) >= JOBS_PER_WORKER * self.count:
                     yield queue.popleft().result()
                 queue.append(self.executor.submit(job, *values))
             while queue:
@@ -56,14 +70,17 @@ class Workers:
                 future.cancel()
 
     def as_done(self, job: Callable[[Any], Result], arguments: Iterable[Any]) -> Iterator[Result]:
-        """Results of `job` as they come, whichever is first; arguments are taken when there is room for them."""
+        """Yields the results of `job` in the order in which they finish.
+
+        Arguments are taken from the iterable only when a job can be submitted. Errors are handled as in `map`.
+        """
         if self.executor is None:
             yield from map(job, arguments)
             return
         running: set[Future[Result]] = set()
         try:
             for argument in arguments:
-                if len(running) >= QUEUED * self.count:
+                if len(running) >= JOBS_PER_WORKER * self.count:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
                 running.add(self.executor.submit(job, argument))
@@ -80,45 +97,60 @@ IN_PROCESS = Workers(None, 1)
 
 @contextmanager
 def workers_of(count: int, preload: str, engine: str | None = None) -> Iterator[Workers]:
-    """`count` processes that have the module `preload`, for one the caller's own; or the Dask cluster at `engine`.
+    """Starts workers for the block and stops them after it.
 
-    Raises OSError where a worker died, ValueError where there is no such cluster.
+    Args:
+        count: Number of local processes; 1 is the caller's own process. Ignored if `engine` is given.
+        preload: Module that the worker processes import once, before they are forked.
+        engine: Address of a Dask scheduler, `tcp://host:port`.
+
+    Raises:
+        OSError: A worker process died.
+        ValueError: `count` is below 1, or there is no usable cluster at `engine`.
     """
     if engine is not None:
         with _cluster(engine) as workers:
             yield workers
+    elif count < 1:
+        raise ValueError(f"{count} workers, expected at least 1")
     elif count == 1:
         yield IN_PROCESS
     else:
-        # forkserver: workers share the pages of libraries, which a fork of this (threaded) process could not do safely
+        # forkserver: workers share the memory pages of the preloaded libraries. A plain fork would share them too, but
+        # is unsafe here because the caller has threads.
         context = get_context("forkserver")
         context.set_forkserver_preload([preload])
-        caller_ends, held_by_caller = context.Pipe(duplex=False)
+        caller_lives, held_by_caller = context.Pipe(duplex=False)
         try:
             with (
                 held_by_caller,
-                ProcessPoolExecutor(count, mp_context=context, initializer=_watch, initargs=(caller_ends,)) as pool,
+                ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_caller, initargs=(caller_lives,)) as pool,
             ):
                 yield Workers(pool, count)
         except BrokenExecutor as error:
-            raise _died() from error
+            raise _worker_died() from error
 
 
-def _watch(caller_ends: Connection) -> None:
-    """Ends this worker as soon as the caller has: one that outlived a killed run would wait for ever, or go on writing
-    where the next run writes."""
+def _end_with_caller(caller_lives: Connection) -> None:
+    """Makes this worker exit when the caller does, even if the caller is killed.
 
-    def wait_for_end() -> None:
-        wait_for([caller_ends])  # nothing is ever sent: it is ready when nobody holds the other end any more
+    Otherwise a worker would wait for ever, or keep writing to files that the next run writes.
+    """
+
+    def exit_after_caller() -> None:
+        # Nothing is ever sent. The pipe becomes readable (end of file) when the kernel closes the caller's end.
+        wait_for_connections([caller_lives])
         os._exit(1)
 
-    threading.Thread(target=wait_for_end, daemon=True).start()
+    threading.Thread(target=exit_after_caller, daemon=True).start()
 
 
 @contextmanager
 def _cluster(address: str) -> Iterator[Workers]:
-    """A Dask cluster: its machines need this project, its environment and the same paths. It does a job again whose
-    worker died."""
+    """Connects to a Dask cluster. If one of its workers dies, Dask runs that worker's jobs again on another.
+
+    Each machine of the cluster needs this project, the same environment and the same file paths.
+    """
     try:
         from distributed import Client
         from distributed.scheduler import KilledWorker
@@ -131,20 +163,17 @@ def _cluster(address: str) -> Iterator[Workers]:
     with client:
         count = len(client.scheduler_info(n_workers=-1)["workers"])
         if count == 0:
-            raise ValueError(f"{address}: this cluster has no worker; start some: dask worker {address}")
+            raise ValueError(f"{address}: this cluster has no worker; start one: dask worker {address}")
         try:
-            with client.get_executor(pure=False) as executor:
+            with client.get_executor(pure=False) as executor:  # pure would return one result for equal arguments
                 yield Workers(executor, count)
         except KilledWorker as error:
-            raise _died() from error
+            raise _worker_died() from error
 
 
-def _died() -> OSError:
-    return OSError("a worker died (out of memory?); run the same command again, which goes on where this one stopped")
+def _worker_died() -> OSError:
+    return OSError("a worker died (out of memory?); run the same command again to continue, with fewer workers if needed")
 
 
 def ignore(n: int) -> None:
-    """Progress that nobody watches."""
-
-
-Progress = Callable[[int], None]
+    """A `ProgressCallback` that does nothing."""

@@ -1,6 +1,9 @@
-"""ImageNet as picture files: class folders, and the folders and tables of the Kaggle competition.
+"""ImageNet as image files in class folders: the layout `folders`, and the helpers that layout `kaggle` shares.
 
-In: a folder. Out: a `Listing` with an item per file, by class folder, then name. Of a file only the size is looked at.
+    train/<wnid>/*.JPEG   val/<wnid>/*.JPEG
+
+In: a folder. Out: a `Listing` with one item per file, by class folder, then file name. Files are not opened; only their
+sizes are read.
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ from pathlib import Path
 
 from pipeline.imagenet.listing import SPLITS, ClassName, Item, Items, Listing, key_of, unique
 
-SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})  # of image files, any case
 
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """`root`/train/<class>/ and `root`/val/<class>/."""
+    """A `Source` with image files in `root`/train/<class>/ and `root`/val/<class>/."""
 
     root: Path
     layout: str = "folders"
@@ -36,7 +39,15 @@ class ClassFolders:
 
 
 def items_by_folder(folders: Sequence[Path], names: Sequence[str]) -> Iterator[Item]:
-    """The pictures of class folders, labelled by the position of the folder's name in `names`."""
+    """The images in class folders, by folder, then file name.
+
+    Args:
+        folders: The class folders.
+        names: The class names; an item's label is the position of its folder's name.
+
+    Raises:
+        ValueError: A folder holds no image file.
+    """
     label_of = {name: label for label, name in enumerate(names)}
     for folder in folders:
         entries = sorted(list_files(folder), key=lambda e: e.name)
@@ -46,16 +57,17 @@ def items_by_folder(folders: Sequence[Path], names: Sequence[str]) -> Iterator[I
 
 
 def folder_item(entry: os.DirEntry[str], label: int) -> Item:
+    """The item for an image file with that label."""
     return Item(key_of(entry.name), label, Path(entry.path), 0, entry.stat().st_size)
 
 
 def list_folders(path: Path) -> Iterator[Path]:
-    """Folders in `path`; none where it is not there."""
+    """The folders in `path`, in no particular order; empty if `path` is no folder."""
     return (p for p in path.iterdir() if p.is_dir()) if path.is_dir() else iter(())
 
 
 def list_files(path: Path) -> Iterator[os.DirEntry[str]]:
-    """Picture files in `path`; none where it is not there."""
+    """The image files in `path`, in no particular order; empty if `path` is no folder."""
     if path.is_dir():
         with os.scandir(path) as entries:
             yield from (e for e in entries if e.is_file() and os.path.splitext(e.name)[1].lower() in SUFFIXES)

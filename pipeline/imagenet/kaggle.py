@@ -1,4 +1,12 @@
-"""TODO-DOC pipeline.imagenet.kaggle (from pipeline.file_layouts)."""
+"""ImageNet as Kaggle's "ImageNet Object Localization Challenge" distributes it, unpacked: the layout `kaggle`.
+
+    ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG   training images by class
+    ILSVRC/Data/CLS-LOC/val/*.JPEG            validation images in one folder
+    LOC_val_solution.csv                      the class of each validation image
+    LOC_synset_mapping.txt                    wnid and words of each class; optional
+
+In: the folder. Out: a `Listing` with one item per file. CLS-LOC/test has no public classes and is ignored.
+"""
 
 from __future__ import annotations
 
@@ -11,61 +19,70 @@ from pathlib import Path
 from pipeline.imagenet.folders import folder_item, items_by_folder, list_files, list_folders
 from pipeline.imagenet.listing import SPLITS, ClassName, Item, Items, Listing, unique
 
+SOLUTION = "LOC_val_solution.csv"
+MAPPING = "LOC_synset_mapping.txt"
+
 
 @dataclass(frozen=True)
 class KaggleFolders:
-    """The files of Kaggle's "ImageNet Object Localization Challenge", unpacked in `root`; CLS-LOC/test is ignored.
+    """A `Source` with the challenge's files in `root`.
 
-    Training pictures lie in class folders. Those for validation lie in one folder, and LOC_val_solution.csv has their
-    classes; LOC_synset_mapping.txt has the words. Both splits have the classes of the mapping, where it is there.
+    Both splits have the classes of the mapping. Without a mapping they have the classes of the training folders and of the
+    solution together.
     """
 
     root: Path
     layout: str = "kaggle"
-    expected: str = "ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with LOC_val_solution.csv"
+    expected: str = f"ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG with {SOLUTION}"
 
     def splits(self) -> list[str]:
-        """`train` if it has a folder, `val` if it has a picture."""
-        train, val = list_folders(self._pictures("train")), list_files(self._pictures("val"))
+        """`train` if it has a class folder, `val` if it has an image."""
+        train, val = list_folders(self._images("train")), list_files(self._images("val"))
         return [split for split, found in zip(SPLITS, (train, val), strict=True) if next(found, None)]
 
     def listing(self, split: str) -> Listing:
-        """Items by class, then name; those of `val` by name."""
-        folders, table = sorted(list_folders(self._pictures("train"))), self.root / "LOC_val_solution.csv"
-        wnid_of = _read_solution(table) if split == "val" or table.is_file() else {}
-        words = _read_mapping(self.root / "LOC_synset_mapping.txt")
+        """Items of `train` by class, then name; items of `val` by name."""
+        folders, solution = sorted(list_folders(self._images("train"))), self.root / SOLUTION
+        wnid_of = _read_solution(solution) if split == "val" or solution.is_file() else {}
+        words = _read_mapping(self.root / MAPPING)
         wnids = sorted(words or {*wnid_of.values(), *(folder.name for folder in folders)})
         label_of = {wnid: label for label, wnid in enumerate(wnids)}
         for folder in folders:
             if folder.name not in label_of:
-                raise ValueError(f"{folder}: no class of LOC_synset_mapping.txt; use matching files")
+                raise ValueError(f"{folder}: no class of {MAPPING}; use matching files")
         if split == "train":
             items = Items.of(items_by_folder(folders, wnids))
         else:
-            items = Items.of(_val_items(self._pictures("val"), table, wnid_of, label_of))
+            items = Items.of(_val_items(self._images("val"), solution, wnid_of, label_of))
         return Listing(self.layout, split, tuple(ClassName(w, words.get(w, w)) for w in wnids), unique(items, wnids))
 
-    def _pictures(self, split: str) -> Path:
+    def _images(self, split: str) -> Path:
         return self.root / "ILSVRC" / "Data" / "CLS-LOC" / split
 
 
-def _val_items(folder: Path, table: Path, wnid_of: Mapping[str, str], label_of: Mapping[str, int]) -> Iterator[Item]:
+def _val_items(
+    folder: Path, solution: Path, wnid_of: Mapping[str, str], label_of: Mapping[str, int]
+) -> Iterator[Item]:
+    """The validation images by name. ValueError if image files and `solution` do not name the same images."""
     entries = sorted(list_files(folder), key=lambda e: e.name)
     for entry in entries:
         wnid = wnid_of.get(os.path.splitext(entry.name)[0])
         if wnid is None:
-            raise ValueError(f"{entry.path}: no line of {table.name} names it; use matching files")
+            raise ValueError(f"{entry.path}: no line of {solution.name} names it; use matching files")
         if wnid not in label_of:
-            raise ValueError(f"{table}: {wnid} is no class of LOC_synset_mapping.txt; use matching files")
+            raise ValueError(f"{solution}: {wnid} is no class of {MAPPING}; use matching files")
         yield folder_item(entry, label_of[wnid])
     if missing := wnid_of.keys() - {os.path.splitext(entry.name)[0] for entry in entries}:
-        raise ValueError(f"{table}: names {min(missing)}, which is not in {folder}; unpack the set again")
+        raise ValueError(f"{solution}: names {min(missing)}, which is not in {folder}; unpack the set again")
 
 
 def _read_solution(path: Path) -> dict[str, str]:
-    """Picture -> wnid: the first word of PredictionString, `n01751748 111 108 230 230 ...` (the rest are boxes)."""
+    """Image name -> wnid.
+
+    The wnid is the first word of PredictionString, `n01751748 111 108 230 230 ...`; the numbers are a bounding box.
+    """
     if not path.is_file():
-        raise ValueError(f"{path}: missing; the classes of val come from it, put it there")
+        raise ValueError(f"{path}: missing; it has the classes of val; put it there")
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
@@ -79,7 +96,7 @@ def _read_solution(path: Path) -> dict[str, str]:
 
 
 def _read_mapping(path: Path) -> dict[str, str]:
-    """Wnid -> words, from lines as `n01440764 tench, Tinca tinca`; empty where there is no such file."""
+    """Wnid -> words, from lines such as `n01440764 tench, Tinca tinca`; empty if there is no such file."""
     if not path.is_file():
         return {}
     lines = (line.strip().partition(" ") for line in path.read_text(encoding="utf-8").splitlines())

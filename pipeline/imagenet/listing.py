@@ -1,7 +1,8 @@
-"""A split of a source as columns: which pictures, of which class, at which bytes of which file.
+"""One split of a source as columns: which images it has, their classes, and at which bytes of which file they are.
 
-In: `Item`s, one at a time. Out: `Items`, about 70 bytes a picture (ImageNet's 1,281,167 in 90 MB, where as many objects
-take 600), and a `Listing`, which adds the classes and knows its fingerprint. A job takes just its rows of it.
+In: `Item`s, one at a time. Out: `Items`, which stores them by column in about 70 bytes each (90 MB for ImageNet's
+1,281,167 training images; the same number of Python objects takes 600 MB), and `Listing`, which adds the class names and a
+fingerprint. A job receives only its own rows, by `Items.take`.
 """
 
 from __future__ import annotations
@@ -19,24 +20,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-KEY_LIMIT = 90
+SPLITS = ("train", "val")
+KEY_LIMIT = 90  # characters of a key; with its suffix it must fit the 100 bytes of a USTAR member name
+ITEMS_PER_CHUNK = 1 << 14  # how many items exist as Python objects at a time
 
 
 @dataclass(frozen=True)
 class ClassName:
-    """A class: WordNet id (or folder name) and its words."""
+    """The name of a class.
+
+    Attributes:
+        wnid: WordNet id such as `n01440764`; a folder name or label if the source has no WordNet ids.
+        words: What people call it, such as `tench, Tinca tinca`.
+    """
 
     wnid: str
     words: str
 
 
-SPLITS = ("train", "val")
-CHUNK = 1 << 14  # items that are Python objects at a time
-
-
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture: `size` bytes at `offset` of `file`; of a parquet file `offset` is the row, `size` the file's."""
+    """One image of a source.
+
+    Attributes:
+        key: Its unique name without folder and suffix.
+        label: Position of its class in `Listing.classes`.
+        file: The file that holds it: an image file, a tar or a parquet file.
+        offset: First byte of the image in `file`; in a parquet file, the row number.
+        size: Bytes of the image; in a parquet file, the size of the whole file.
+    """
 
     key: str
     label: int
@@ -47,11 +59,21 @@ class Item:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Items:
-    """A sequence of `Item`s by column, each (n,) and read-only; `Items.of` makes it, an int index gives an `Item`."""
+    """A read-only sequence of `Item`s, stored by column. `Items.of` makes it; an integer index gives an `Item`.
 
-    parents: tuple[str, ...]  # the files' folders, each once
-    parent: NDArray[np.int32]  # position in `parents`
-    name: NDArray[np.bytes_]  # of the file, as the file system has it
+    Attributes:
+        parents: The folders of the files, each once.
+        parent: (n,) Position of the file's folder in `parents`.
+        name: (n,) File name, encoded as the file system has it.
+        key: (n,) As in `Item`, as ASCII bytes.
+        label: (n,) As in `Item`.
+        offset: (n,) As in `Item`.
+        size: (n,) As in `Item`.
+    """
+
+    parents: tuple[str, ...]
+    parent: NDArray[np.int32]
+    name: NDArray[np.bytes_]
     key: NDArray[np.bytes_]
     label: NDArray[np.int32]
     offset: NDArray[np.int64]
@@ -63,49 +85,50 @@ class Items:
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> Items:
-        """The columns of `items`, which may be a generator: only `CHUNK` of them are held as objects."""
+        """Stores `items` by column. They may come from a generator: only `ITEMS_PER_CHUNK` exist as objects at a time."""
         parents: dict[str, int] = {}
         columns: list[list[np.ndarray]] = [[np.empty(0, dtype)] for dtype in ("<i4", "S1", "S1", "<i4", "<i8", "<i8")]
         rows = (_row(item, parents) for item in items)
-        while chunk := list(islice(rows, CHUNK)):
+        while chunk := list(islice(rows, ITEMS_PER_CHUNK)):
             for column, values in zip(columns, zip(*chunk, strict=True), strict=True):
                 column.append(np.array(values, column[0].dtype.char))  # "S" takes the width of the longest
         for number, column in enumerate(columns):
-            columns[number] = [np.concatenate(column)]  # and its parts are let go
+            columns[number] = [np.concatenate(column)]  # replaces the chunks, so that one column is in memory twice
         return cls(tuple(parents), *(column for (column,) in columns))
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Items:
-        """Items at `rows` (m,), in that order, with no more folders than they need."""
+        """The items at `rows` (m,), in that order. Only the folders that these items need are kept."""
         used, parent = np.unique(self.parent[rows], return_inverse=True)
         parents = tuple(self.parents[i] for i in used)
         return Items(parents, parent.astype(np.int32), *(column[rows] for column in self._columns()[1:]))
 
     def relabelled(self, label_of: NDArray[np.int32]) -> Items:
-        """The same items, those of label i with label `label_of[i]`."""
+        """The same items with label `label_of[i]` in place of label i."""
         return replace(self, label=label_of[self.label])
 
     def __len__(self) -> int:
         return len(self.key)
 
     def __getitem__(self, index: int) -> Item:
-        index = operator.index(index)
+        index = operator.index(index)  # a slice raises TypeError: use `take`
         return self._item(*(column[index].item() for column in self._columns()))
 
     def __iter__(self) -> Iterator[Item]:
-        for start in range(0, len(self), CHUNK):
-            chunk = (column[start : start + CHUNK].tolist() for column in self._columns())
+        for start in range(0, len(self), ITEMS_PER_CHUNK):
+            chunk = (column[start : start + ITEMS_PER_CHUNK].tolist() for column in self._columns())
             yield from (self._item(*row) for row in zip(*chunk, strict=True))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Items) or len(self) != len(other):
             return False
+        # The same folders may be numbered differently, so translate this object's numbers to the other's.
         position = {parent: i for i, parent in enumerate(other.parents)}
         parent = np.array([position.get(parent, -1) for parent in self.parents], np.int32)[self.parent]
         mine, theirs = (parent, *self._columns()[1:]), other._columns()
         return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Items, (self.parents, *self._columns())
+        return Items, (self.parents, *self._columns())  # by way of the constructor, so that columns stay read-only
 
     def _columns(self) -> tuple[NDArray[Any], ...]:
         return self.parent, self.name, self.key, self.label, self.offset, self.size
@@ -115,6 +138,7 @@ class Items:
 
 
 def _row(item: Item, parents: dict[str, int]) -> tuple[int, bytes, bytes, int, int, int]:
+    """The item's values in the order of the columns. Adds its folder to `parents` (folder -> number) if it is new."""
     parent, name = os.path.split(item.file)
     number = parents.setdefault(parent, len(parents))
     return number, os.fsencode(name), item.key.encode(), item.label, item.offset, item.size
@@ -122,7 +146,14 @@ def _row(item: Item, parents: dict[str, int]) -> tuple[int, bytes, bytes, int, i
 
 @dataclass(frozen=True)
 class Listing:
-    """A split of the source: items in the source's order and classes sorted by wnid (position = label)."""
+    """All images of one split.
+
+    Attributes:
+        layout: Name of the source's layout, a key of `source.LAYOUTS`.
+        split: `train` or `val`.
+        classes: Sorted by wnid; the position is the label.
+        items: In the order of the source.
+    """
 
     layout: str
     split: str
@@ -130,10 +161,10 @@ class Listing:
     items: Items
 
     def record(self) -> dict[str, object]:
-        """What the manifest says of the source; the fingerprint changes with any key, label or size."""
+        """What the manifest stores about the source. The fingerprint changes with any key, label or size."""
         digest = hashlib.sha256()
-        for start in range(0, len(self.items), CHUNK):
-            rows = slice(start, start + CHUNK)
+        for start in range(0, len(self.items), ITEMS_PER_CHUNK):
+            rows = slice(start, start + ITEMS_PER_CHUNK)
             keys, labels, sizes = (c[rows].tolist() for c in (self.items.key, self.items.label, self.items.size))
             for key, label, size in zip(keys, labels, sizes, strict=True):
                 digest.update(b"%b %d %d\n" % (key, label, size))
@@ -141,7 +172,11 @@ class Listing:
 
 
 def key_of(name: str) -> str:
-    """A picture's file name as a key: no folder, no suffix, no dots or spaces, at most 90 characters (ValueError)."""
+    """The key for an image's file name: no folder, no suffix, and `_` for each dot, space or other special character.
+
+    Raises:
+        ValueError: The key would be empty or longer than `KEY_LIMIT`.
+    """
     key = _plain(os.path.splitext(name.rpartition("/")[2])[0])
     if not 0 < len(key) <= KEY_LIMIT:
         raise ValueError(f"{name}: its name makes a key of {len(key)} characters, expected 1 to {KEY_LIMIT}; rename it")
@@ -153,9 +188,10 @@ def _plain(text: str) -> str:
 
 
 def unique(items: Items, class_names: Sequence[str]) -> Items:
-    """Items whose key stands once: where a name is used several times, its class goes before it.
+    """The items with unique keys: a key that several items share gets its class name as a prefix.
 
-    ValueError, naming the file, where that makes a key too long or one that another image has.
+    Raises:
+        ValueError: A key with its prefix is longer than `KEY_LIMIT` or still not unique; the message names the file.
     """
     repeated = _repeated(items.key)
     if not len(repeated):
@@ -171,11 +207,12 @@ def unique(items: Items, class_names: Sequence[str]) -> Items:
     keys[rows] = longer
     if len(repeated := _repeated(keys)):
         file, key = items[int(np.flatnonzero(keys == repeated[0])[1])].file, repeated[0].decode()
-        raise ValueError(f"{file}: its key {key!r} is another image's too; rename one of them")
+        raise ValueError(f"{file}: another image has the same key {key!r}; rename one of them")
     return replace(items, key=keys)
 
 
 def _repeated(keys: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    """Every key that occurs more than once."""
     ordered = np.sort(keys)
     repeated: NDArray[np.bytes_] = ordered[1:][ordered[1:] == ordered[:-1]]
     return repeated

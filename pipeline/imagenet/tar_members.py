@@ -1,4 +1,4 @@
-"""TODO-DOC pipeline.imagenet.tar_members (from pipeline.tar_layouts)."""
+"""Lists the members of a tar, or of a tar inside a tar, with their byte ranges. Nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import IO
 
 
 def open_tar(path: Path) -> tarfile.TarFile:
+    """Opens a tar, compressed or not.
+
+    Raises:
+        ValueError: The file is not a tar.
+    """
     try:
         return tarfile.open(path)
     except tarfile.TarError as error:
@@ -16,7 +21,18 @@ def open_tar(path: Path) -> tarfile.TarFile:
 
 
 def read_members(path: Path, within: tuple[int, int] | None = None) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of the files of a tar, or of the tar that lies `within` (offset, size) of it."""
+    """Lists the regular files in an uncompressed tar.
+
+    Args:
+        path: The file on disk.
+        within: (offset, size) of the tar to list, if it is itself a member of the tar at `path`.
+
+    Yields:
+        (name, offset, size) of each member in tar order; `offset` counts from the start of the file at `path`.
+
+    Raises:
+        ValueError: The tar is damaged or cut off.
+    """
     with path.open("rb") as file:
         start, size = within or (0, path.stat().st_size)
         try:
@@ -24,13 +40,13 @@ def read_members(path: Path, within: tuple[int, int] | None = None) -> Iterator[
                 for member in tar:
                     if member.isreg():
                         yield member.name, start + member.offset_data, member.size
-                    tar.members.clear()  # tarfile keeps every header it saw: gigabytes for ImageNet
+                    tar.members.clear()  # tarfile keeps every header that it has read: gigabytes for ImageNet
         except tarfile.TarError as error:
             raise ValueError(f"{path}: not a whole tar at byte {start} ({error}); download it again") from error
 
 
 class _Window:
-    """Part of a file as a file of its own, for tarfile."""
+    """A byte range of a file as a file object of its own; it has the methods that tarfile needs."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
         self.file, self.start, self.size, self.position = file, start, size, 0

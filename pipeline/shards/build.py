@@ -39,7 +39,7 @@ from pipeline.shards.settings import ShardSettings as ShardSettings
 from pipeline.shards.transcode import library_versions
 from pipeline.shards.verify import verify
 from pipeline.shards.writer import publish
-from pipeline.workers import Progress, Workers, ignore
+from pipeline.workers import ProgressCallback, Workers, ignore
 
 PLAN = "plan.json"
 LOCK = "lock"
@@ -70,7 +70,7 @@ def make_split(
     settings: ShardSettings,
     workers: Workers,
     max_quarantine: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Outcome:
     """Writes the shard set `root`/SPLIT, or finishes what an earlier run began, or finds it complete.
 
@@ -95,7 +95,7 @@ def repair_split(
     settings: ShardSettings,
     workers: Workers,
     max_quarantine: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> Outcome:
     """Rebuilds what is damaged or missing of `root`/SPLIT from its source, to the same bytes.
 
@@ -113,7 +113,7 @@ def plan(listing: Listing, settings: ShardSettings, folder: Path) -> Iterator[Sh
         yield ShardJob(folder, f"{listing.split}-{number:06d}", items, settings.resize)
 
 
-def run_jobs(jobs: Iterable[ShardJob], workers: Workers, progress: Progress) -> list[ShardResult]:
+def run_jobs(jobs: Iterable[ShardJob], workers: Workers, progress: ProgressCallback) -> list[ShardResult]:
     """The results of all jobs, sorted by name. Jobs with a journal entry are not run again."""
     results: list[ShardResult] = []
 
@@ -142,7 +142,7 @@ class _SplitBuild:
     settings: ShardSettings
     workers: Workers
     max_quarantine: int
-    progress: Progress
+    progress: ProgressCallback
 
     @property
     def final(self) -> Path:

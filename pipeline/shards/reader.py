@@ -18,7 +18,7 @@ from pipeline.files import sha256_of
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.shards.format import HASHED_MTIME_NS, INDEX, INDEX_DTYPE, Manifest, ShardRecord, repair_hint
 from pipeline.shards.writer import mark_hashed
-from pipeline.workers import Progress
+from pipeline.workers import ProgressCallback
 
 
 class ShardSet:
@@ -77,7 +77,7 @@ class ShardSet:
         return f"{self.manifest.shards[row['shard']].name}:{row['offset']}:{self.key(sample_id)}"
 
 
-def open_shards(folder: Path, progress: Progress = lambda n: None) -> ShardSet:
+def open_shards(folder: Path, progress: ProgressCallback = lambda n: None) -> ShardSet:
     """Opens a shard set and checks it against its manifest.
 
     A tar is hashed only if its modification time shows that it may have changed since it was last hashed (see
@@ -127,7 +127,7 @@ def rows_by_shard(index: np.ndarray, manifest: Manifest) -> list[np.ndarray]:
     return np.split(index, np.searchsorted(index["shard"], range(1, len(manifest.shards))))
 
 
-def _check_tars(folder: Path, manifest: Manifest, progress: Progress) -> None:
+def _check_tars(folder: Path, manifest: Manifest, progress: ProgressCallback) -> None:
     to_hash: list[ShardRecord] = []
     for shard in manifest.shards:
         path = folder / shard.name

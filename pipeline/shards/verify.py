@@ -32,7 +32,7 @@ from pipeline.shards.format import (
     tar_header,
 )
 from pipeline.shards.reader import read_index, rows_by_shard
-from pipeline.workers import Progress, Workers
+from pipeline.workers import ProgressCallback, Workers
 
 UNKNOWN_KEY = "?"  # of a sample whose key cannot be told because the tar and its DALI index are both damaged
 
@@ -60,7 +60,7 @@ class Fault:
         return f"{where}: {self.what}" if self.sample is None else f"{where}, sample {self.sample}: {self.what}"
 
 
-def verify(folder: Path, deep: bool, workers: Workers, progress: Progress) -> list[Fault]:
+def verify(folder: Path, deep: bool, workers: Workers, progress: ProgressCallback) -> list[Fault]:
     """Finds all faults of the shard set in `folder`.
 
     Args:
