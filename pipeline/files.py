@@ -22,9 +22,9 @@ TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # .<final name>.<random
 def published(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for writing that appears at `path` only if the block ends without an error.
 
-    The sequence is: write to a temporary name in the same folder, fsync, rename, fsync of the folder. The temporary name
-    is random, so two processes that write the same path do not disturb each other: the last rename wins. After an error
-    the temporary file is removed and an existing file at `path` keeps its content.
+    The sequence is: write to a temporary name in the same folder, fsync, rename, fsync of the folder. The temporary
+    name is random, so two processes that write the same path do not disturb each other: the last rename wins. After an
+    error the temporary file is removed and an existing file at `path` keeps its content.
 
     Raises:
         OSError: The file cannot be written; the error names `path`.
@@ -47,7 +47,7 @@ def published(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Writes `data` (text as UTF-8) to `path`: afterwards the file has all of it or, after an error, what it had before.
+    """Writes `data` to `path`, text as UTF-8. After an error the file has the content that it had before.
 
     Raises:
         OSError: The file cannot be written; the error names `path`.

@@ -7,8 +7,8 @@ The file has three layers:
    uniform integers and normal numbers.
 3. Permutation: `epoch_order` sorts the sample ids of an epoch by random keys.
 
-The generator has no state: every number is a pure function of its counter and seed, so it can be computed at any time, in
-any order and in any batch. The published test vectors define the words; they do not depend on the NumPy version.
+The generator has no state: every number is a pure function of its counter and seed, so it can be computed at any time,
+in any order and in any batch. The published test vectors define the words; they do not depend on the NumPy version.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), and its Random123 library.
 """

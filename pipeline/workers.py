@@ -51,8 +51,8 @@ class Workers:
     def map(self, job: Callable[..., Result], *arguments: Iterable[Any]) -> Iterator[Result]:
         """Yields the results of `job` in the order of its arguments, like the built-in `map`.
 
-        It ends with the shortest iterable, so some may be endless. If a job raises, its exception is raised here and the
-        jobs that have not started are cancelled.
+        It ends with the shortest iterable, so some may be endless. If a job raises, its exception is raised here and
+        the jobs that have not started are cancelled.
         """
         if self.executor is None:
             yield from map(job, *arguments)
@@ -124,7 +124,9 @@ def workers_of(count: int, preload: str, engine: str | None = None) -> Iterator[
         try:
             with (
                 held_by_caller,
-                ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_caller, initargs=(caller_lives,)) as pool,
+                ProcessPoolExecutor(
+                    count, mp_context=context, initializer=_end_with_caller, initargs=(caller_lives,)
+                ) as pool,
             ):
                 yield Workers(pool, count)
         except BrokenExecutor as error:
@@ -172,7 +174,9 @@ def _cluster(address: str) -> Iterator[Workers]:
 
 
 def _worker_died() -> OSError:
-    return OSError("a worker died (out of memory?); run the same command again to continue, with fewer workers if needed")
+    return OSError(
+        "a worker died (out of memory?); run the same command again to continue, with fewer workers if needed"
+    )
 
 
 def ignore(n: int) -> None:

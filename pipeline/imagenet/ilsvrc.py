@@ -4,8 +4,8 @@
     ILSVRC2012_img_val.tar            validation images in one tar, numbered
     ILSVRC2012_devkit_t12.tar.gz      class names (data/meta.mat) and validation classes (ground truth)
 
-In: the folder. Out: a `Listing` whose items give the byte range of each image in the outer tar, so that reading an image
-takes one read, even if it is in a tar inside a tar.
+In: the folder. Out: a `Listing` whose items give the byte range of each image in the outer tar, so an image takes one
+read, even in a tar inside a tar.
 """
 
 from __future__ import annotations

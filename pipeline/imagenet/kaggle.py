@@ -27,8 +27,8 @@ MAPPING = "LOC_synset_mapping.txt"
 class KaggleFolders:
     """A `Source` with the challenge's files in `root`.
 
-    Both splits have the classes of the mapping. Without a mapping they have the classes of the training folders and of the
-    solution together.
+    Both splits have the classes of the mapping. Without a mapping they have the classes of the training folders and of
+    the solution together.
     """
 
     root: Path
@@ -60,9 +60,7 @@ class KaggleFolders:
         return self.root / "ILSVRC" / "Data" / "CLS-LOC" / split
 
 
-def _val_items(
-    folder: Path, solution: Path, wnid_of: Mapping[str, str], label_of: Mapping[str, int]
-) -> Iterator[Item]:
+def _val_items(folder: Path, solution: Path, wnid_of: Mapping[str, str], label_of: Mapping[str, int]) -> Iterator[Item]:
     """The validation images by name. ValueError if image files and `solution` do not name the same images."""
     entries = sorted(list_files(folder), key=lambda e: e.name)
     for entry in entries:

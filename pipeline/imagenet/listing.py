@@ -1,8 +1,8 @@
 """One split of a source as columns: which images it has, their classes, and at which bytes of which file they are.
 
-In: `Item`s, one at a time. Out: `Items`, which stores them by column in about 70 bytes each (90 MB for ImageNet's
-1,281,167 training images; the same number of Python objects takes 600 MB), and `Listing`, which adds the class names and a
-fingerprint. A job receives only its own rows, by `Items.take`.
+In: `Item`s, one at a time. Out: `Items`, which stores them by column, and `Listing`, which adds the class names and a
+fingerprint. The columns take about 70 bytes an image: 90 MB for the 1,281,167 training images of ImageNet, where Python
+objects would take 600 MB. A job receives only its own rows, by `Items.take`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Items:
 
     @classmethod
     def of(cls, items: Iterable[Item]) -> Items:
-        """Stores `items` by column. They may come from a generator: only `ITEMS_PER_CHUNK` exist as objects at a time."""
+        """Stores `items` by column. From a generator, only `ITEMS_PER_CHUNK` exist as objects at a time."""
         parents: dict[str, int] = {}
         columns: list[list[np.ndarray]] = [[np.empty(0, dtype)] for dtype in ("<i4", "S1", "S1", "<i4", "<i8", "<i8")]
         rows = (_row(item, parents) for item in items)
@@ -93,7 +93,7 @@ class Items:
             for column, values in zip(columns, zip(*chunk, strict=True), strict=True):
                 column.append(np.array(values, column[0].dtype.char))  # "S" takes the width of the longest
         for number, column in enumerate(columns):
-            columns[number] = [np.concatenate(column)]  # replaces the chunks, so that one column is in memory twice
+            columns[number] = [np.concatenate(column)]  # frees this column's chunks before the next column is joined
         return cls(tuple(parents), *(column for (column,) in columns))
 
     def take(self, rows: NDArray[np.integer[Any]]) -> Items:

@@ -1,14 +1,15 @@
-"""Where ImageNet lives: the layouts it comes in, as one list of items in a fixed order, nothing unpacked.
+"""Opens ImageNet in any of the layouts in which it is distributed, without unpacking it.
 
     ilsvrc      ILSVRC2012_img_train.tar (a tar of one tar per class), ILSVRC2012_img_val.tar (flat) and
-                ILSVRC2012_devkit_t12.tar.gz in one folder, as image-net.org serves them
+                ILSVRC2012_devkit_t12.tar.gz in one folder, as image-net.org distributes them
     kaggle      ILSVRC/Data/CLS-LOC/train/<wnid>/*.JPEG, .../val/*.JPEG and LOC_val_solution.csv
-    parquet     train-00000-of-00294.parquet ... and validation-*.parquet, as Hugging Face serves them
+    parquet     train-00000-of-00294.parquet ... and validation-*.parquet, as Hugging Face distributes them
     webdataset  tars of samples (KEY.jpg, KEY.cls), such as those that make_shards writes
     folders     train/<wnid>/*.JPEG and val/<wnid>/*.JPEG
 
-`open_source` finds the layout; `Source.listing(split)` gives the items. An item says where its bytes are, `ItemReader`
-reads them. The same files always give the same listing, and classes are in the order of their wnids in all of them.
+`open_source` detects the layout, `Source.listing(split)` lists the images of a split as items, and `ItemReader` reads
+the bytes of an item. The same files always give the same listing. In every layout classes are sorted by wnid (WordNet
+id).
 """
 
 from __future__ import annotations
@@ -20,51 +21,40 @@ from types import MappingProxyType
 from typing import Protocol
 
 from pipeline.imagenet.folders import ClassFolders
-from pipeline.imagenet.ilsvrc import DEVKIT, TRAIN_TAR, VAL_TAR, IlsvrcTars
+from pipeline.imagenet.ilsvrc import IlsvrcTars
 from pipeline.imagenet.kaggle import KaggleFolders
-from pipeline.imagenet.listing import SPLITS, Item, Items, Listing
+from pipeline.imagenet.listing import Item, Listing
 from pipeline.imagenet.parquet import HuggingFaceParquet, ParquetRows
 from pipeline.imagenet.webdataset import WebDatasetTars
 
-__all__ = [
-    "DEVKIT",
-    "LAYOUTS",
-    "SPLITS",
-    "TRAIN_TAR",
-    "VAL_TAR",
-    "Item",
-    "ItemReader",
-    "Items",
-    "Listing",
-    "Source",
-    "open_source",
-]
-
 
 class Source(Protocol):
-    """A place that holds ImageNet in some layout, or does not (then it has no splits)."""
+    """A folder read as one layout. If the folder does not hold that layout, there are no splits."""
 
     @property
     def layout(self) -> str:
-        """Its name, for the manifest and the log."""
+        """Name of the layout, for the manifest and the log."""
         ...
 
     @property
     def expected(self) -> str:
-        """What the layout looks like, in a few words, for messages."""
+        """What files the layout has, in a few words, for messages."""
         ...
 
     def splits(self) -> list[str]:
-        """The splits that are there, of SPLITS."""
+        """The splits of `listing.SPLITS` that the folder holds."""
         ...
 
     def listing(self, split: str) -> Listing:
-        """Reads the split's listing; ValueError where its files are not what the layout says."""
+        """Lists the images of a split.
+
+        Raises:
+            ValueError: A file is missing, damaged or does not fit the others; the message names it.
+        """
         ...
 
 
-AGAIN = "run the same command again"
-# In the order of recognition: those with names of their own first, folders of anything last.
+# In the order of detection: layouts with distinctive file names first, folders with any names last.
 LAYOUTS: Mapping[str, Callable[[Path], Source]] = MappingProxyType(
     {
         "ilsvrc": IlsvrcTars,
@@ -77,7 +67,15 @@ LAYOUTS: Mapping[str, Callable[[Path], Source]] = MappingProxyType(
 
 
 def open_source(root: Path, layout: str | None = None) -> Source:
-    """The source under `root` in the layout named, or recognised; ValueError with what was expected if not there."""
+    """Opens the folder `root` as a source.
+
+    Args:
+        root: The folder that holds ImageNet.
+        layout: A key of `LAYOUTS`; None detects it.
+
+    Raises:
+        ValueError: There is no such folder or layout; the message says which files were expected.
+    """
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
     sources = [make(root) for name, make in LAYOUTS.items() if layout in (None, name)]
@@ -93,24 +91,33 @@ def open_source(root: Path, layout: str | None = None) -> Source:
 
 
 class ItemReader:
-    """Reads items' bytes, as a context; keeps the last file open, since neighbours share a tar or a parquet file."""
+    """Reads the bytes of items. Use it as a context manager.
+
+    It keeps the last file open, because neighbouring items are usually in the same tar or parquet file.
+    """
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._file: _Bytes | ParquetRows | None = None
+        self._file: _ByteRanges | ParquetRows | None = None
 
     def read(self, item: Item) -> bytes:
-        """The item's bytes; ValueError where the file is gone or not as long as it was when listed."""
+        """The bytes of the item.
+
+        Raises:
+            ValueError: The file is gone, or its size has changed since it was listed.
+        """
         try:
             if self._file is None or self._path != item.file:
                 self._close()
-                self._file = ParquetRows(item.file) if item.file.suffix == ".parquet" else _Bytes(item.file)
+                self._file = ParquetRows(item.file) if item.file.suffix == ".parquet" else _ByteRanges(item.file)
                 self._path = item.file
             data = self._file.read(item)
         except FileNotFoundError as error:
-            raise ValueError(f"{item.file}: gone since it was listed (image {item.key}); {AGAIN}") from error
+            raise ValueError(
+                f"{item.file}: gone since it was listed (image {item.key}); run the same command again"
+            ) from error
         if data is None:
-            raise ValueError(f"{item.file}: changed since it was listed (image {item.key}); {AGAIN}")
+            raise ValueError(f"{item.file}: changed since it was listed (image {item.key}); run the same command again")
         return data
 
     def __enter__(self) -> ItemReader:
@@ -125,18 +132,19 @@ class ItemReader:
         self._path = self._file = None
 
 
-class _Bytes:
-    """Reads stretches of one file."""
+class _ByteRanges:
+    """Reads byte ranges of one file: a tar or an image file."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
+        self._file = path.open("rb", buffering=0)  # each item is one read, so a buffer would only copy
 
     def read(self, item: Item) -> bytes | None:
-        """The item's bytes; None where the file is shorter, or is the picture itself and longer."""
+        """The bytes of the item; None if the file is too short, or is an image file of another size."""
         data = os.pread(self._file.fileno(), item.size, item.offset)
-        changed = len(data) != item.size or (item.offset == 0 and os.fstat(self._file.fileno()).st_size != item.size)
+        is_image_file = item.offset == 0  # in a tar a header comes first
+        changed = len(data) != item.size or (is_image_file and os.fstat(self._file.fileno()).st_size != item.size)
         return None if changed else data
 
     def close(self) -> None:
-        """Lets the file go."""
+        """Closes the file."""
         self._file.close()

@@ -1,7 +1,12 @@
-"""ImageNet in tars, read where they are: image-net.org's own three files, and WebDataset sets.
+"""ImageNet in WebDataset tars, such as those that make_shards writes: the layout `webdataset`.
 
-In: a folder. Out: a `Listing` whose items say which bytes of which tar, so a picture inside a tar inside a tar costs
-one read. A `.tar` named as a class (n01440764.tar) is what ILSVRC's training tar unpacks to, never a WebDataset shard.
+    train/*.tar, val/*.tar        or tars in one folder whose names contain the split
+
+A sample is a run of neighbouring members that share a name: one image (.jpg, .jpeg, .png, .webp) and a label (.cls, a
+number or a name; or .json with "label" or "cls").
+
+In: the folder. Out: a `Listing` whose items give the byte range of each image in its tar. A tar named by a wnid
+(n01440764.tar) is ignored: ILSVRC's training tar unpacks to such files.
 """
 
 from __future__ import annotations
@@ -9,27 +14,28 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from pipeline.imagenet.labels import Scan, classes_by_label, listing_of, scan_of
+from pipeline.imagenet.labels import LabelledImage, Scan, classes_by_label, listing_of, scan_of
 from pipeline.imagenet.listing import SPLITS, ClassName, Listing, key_of
 from pipeline.imagenet.tar_members import read_members
 
-MANIFEST = "manifest.json"
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp"})
-MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # WebDataset: sample, first dot of the base name, field
+MANIFEST = "manifest.json"  # of a shard set. It is defined here because `shards` imports `imagenet`, never the reverse.
+IMAGE_FIELDS = frozenset({"jpg", "jpeg", "png", "webp"})
+# WebDataset's rule: a member's name up to the first dot of its base name is the sample, the rest is the field.
+MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|validation|test)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class WebDatasetTars:
-    """A WebDataset set: `root`/train/*.tar and `root`/val/*.tar, or tars in `root` whose names tell their split.
+    """A `Source` with WebDataset tars in `root`/train and `root`/val, or in `root` itself.
 
-    A sample is a picture (jpg, jpeg, png, webp) with its label: `.cls`, a number or a name, or else `label` (or `cls`)
-    in `.json`. Classes come from our own manifest beside the tars, else from wnids in the keys, else from the labels.
+    The classes come from the manifest that make_shards wrote beside the tars. Without a manifest they come from the
+    wnids in the keys and, if there are none, from the labels.
     """
 
     root: Path
@@ -42,53 +48,65 @@ class WebDatasetTars:
         return [split for split, tars in self._tars().items() if tars]
 
     def listing(self, split: str) -> Listing:
-        """Items in the order of the tars. Reads all splits' tars once, since each may tell what a label means."""
+        """Items in the order of the tars.
+
+        Without a manifest the tars of all splits are read once, since only together they tell what a label means.
+        """
+        class_of = self._classes_in_manifest(split)
+        if class_of is None:
+            scans = [self._scan(s) for s in self.splits()]
+            words = {label: label for scan in scans for label in scan.labels if not label.isdecimal()}
+            class_of = classes_by_label(scans, words)
+        return listing_of(self.layout, split, self._scan(split), class_of)
+
+    def _classes_in_manifest(self, split: str) -> dict[str, ClassName] | None:
+        """Label -> class, from the split's own manifest or else another split's; None if no split has one."""
         tars = self._tars()
-        manifests = [t[0].parent / MANIFEST for s, t in sorted(tars.items(), key=lambda i: i[0] != split) if t]
-        for path in manifests:
+        own_first = sorted(tars, key=lambda other: other != split)
+        for path in [tars[s][0].parent / MANIFEST for s in own_first if tars[s]]:
             if (class_of := _manifest_classes(path)) is not None:
-                scan = self._scan(split)
-                if unknown := set(scan.labels) - set(class_of):
+                if unknown := set(self._scan(split).labels) - set(class_of):
                     raise ValueError(
                         f"{path}: no class {min(unknown)}, which a sample of {split} has; use matching files"
                     )
-                return listing_of(self.layout, split, scan, class_of)
-        scans = [self._scan(s) for s in self.splits()]
-        words = {label: label for scan in scans for label in scan.labels if not label.isdecimal()}
-        return listing_of(self.layout, split, self._scan(split), classes_by_label(scans, words))
+                return class_of
+        return None
 
     def _scan(self, split: str) -> Scan:
         if split not in self._scans:
             tars = self._tars()[split]
-            self._scans[split] = scan_of(sample for tar in tars for sample in _samples(tar))
+            self._scans[split] = scan_of(image for tar in tars for image in _images(tar))
             if not self._scans[split].labels:
                 raise ValueError(f"{tars[0]}: no sample in it, nor in any other tar of {split}; download the set again")
         return self._scans[split]
 
     def _tars(self) -> dict[str, list[Path]]:
-        """Split -> its tars, sorted. Tars that lie in `root` itself count where there is no folder of a split."""
+        """Split -> its tars, sorted. Tars in `root` itself count only if there is no folder named by a split."""
         if any((self.root / split).is_dir() for split in SPLITS):
             return {split: _shards(self.root / split) for split in SPLITS}
         split_of = {path: _split_in(path.name) for path in _shards(self.root)}
         if unclear := [path for path, split in split_of.items() if split is None]:
             if len(unclear) < len(split_of):
-                raise ValueError(f"{unclear[0]}: its name tells no split, others' do; expected train or val in it")
+                raise ValueError(
+                    f"{unclear[0]}: no split in its name, unlike other tars; expected train or val in it; rename it"
+                )
             return {"train": unclear, "val": []}
         return {split: [path for path, s in split_of.items() if s == split] for split in SPLITS}
 
 
 def _shards(folder: Path) -> list[Path]:
+    """The tars in `folder`, sorted, without those named by a wnid."""
     return sorted(p for p in folder.glob("*.tar") if p.is_file() and not re.fullmatch(r"n\d{8}", p.stem))
 
 
 def _split_in(name: str) -> str | None:
-    """The split that a tar's name tells: as a word of its own (imagenet1k-train-0000), else within one."""
+    """The split in a tar's name: preferably a word of its own (imagenet1k-train-0000), otherwise part of a word."""
     found = SPLIT_WORD.search(name) or re.search("(train|val)", name, re.IGNORECASE)
     return {"validation": "val"}.get(found[1].lower(), found[1].lower()) if found else None
 
 
 def _manifest_classes(path: Path) -> dict[str, ClassName] | None:
-    """Label -> class of a manifest that make_shards wrote; None where there is none, or somebody else's."""
+    """Label -> class, from a manifest that make_shards wrote; None if there is no file or another tool wrote it."""
     if not path.is_file():
         return None
     try:
@@ -97,30 +115,35 @@ def _manifest_classes(path: Path) -> dict[str, ClassName] | None:
             return None
         return {str(label): ClassName(c["wnid"], c["words"]) for label, c in enumerate(fields["classes"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no classes in it ({error!r}); mend it, or remove it to go by the keys") from error
+        raise ValueError(
+            f"{path}: no classes in it ({error!r}); restore it, or remove it to take the classes from keys and labels"
+        ) from error
 
 
-def _samples(tar: Path) -> Iterator[tuple[str, str, Path, int, int]]:
-    """(key, label, tar, offset, size) of a shard's samples: members that follow one another and share their name."""
+def _images(tar: Path) -> Iterator[LabelledImage]:
+    """The images of a tar with their labels. ValueError for a sample without exactly one image and a label."""
     with tar.open("rb", buffering=0) as file:
         members = ((MEMBER.fullmatch(name), offset, size) for name, offset, size in read_members(tar))
         named = ((match[1], match[2].lower(), offset, size) for match, offset, size in members if match)
         for name, parts in groupby(named, key=lambda part: part[0]):
             fields = [(kind, offset, size) for _, kind, offset, size in parts]
-            pictures = [(offset, size) for kind, offset, size in fields if kind in PICTURES]
+            images = [(offset, size) for kind, offset, size in fields if kind in IMAGE_FIELDS]
             label = _label({kind: os.pread(file.fileno(), n, o) for kind, o, n in fields if kind in ("cls", "json")})
-            if len(pictures) != 1 or label is None:
+            if len(images) != 1 or label is None:
                 kinds = ", ".join(f".{kind}" for kind, _, _ in fields)
-                lacks = f"{len(pictures)} pictures" if len(pictures) != 1 else "no label"
+                lacks = f"{len(images)} images" if len(images) != 1 else "no label"
                 raise ValueError(
                     f"{tar}: sample {name} has {lacks} ({kinds}); expected one of .jpg, .jpeg, .png, .webp and, right"
                     ' beside it, .cls (a number from 0, or a name) or .json with "label"'
                 )
-            yield key_of(name), label, tar, *pictures[0]
+            yield LabelledImage(key_of(name), label, tar, *images[0])
 
 
-def _label(fields: dict[str, bytes]) -> str | None:
-    """The label as text, numbers without leading zeros; None where there is none, or one below 0 ("not known")."""
+def _label(fields: Mapping[str, bytes]) -> str | None:
+    """A sample's label as text, a number without leading zeros.
+
+    None if there is no label or a negative number, by which some sets mark an unknown class.
+    """
     try:
         if "cls" in fields:
             value: object = fields["cls"].decode()

@@ -1,4 +1,4 @@
-"""Items by column are the items that went in; their keys are unique; what is taken of them is small."""
+"""Listings: columns hold the items that went in, keys are unique, and `Items.take` keeps only what it needs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CLASS_NAMES = ["n00000001", "n00000002", "tench, Tinca"]
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a few items have all the boundaries that a million has."""
-    monkeypatch.setattr(listing, "CHUNK", 7)
+    """Chunks of 7, so that a few items cross chunk boundaries as a million items do."""
+    monkeypatch.setattr(listing, "ITEMS_PER_CHUNK", 7)
 
 
 def some_items(count: int, seed: int = 0, keys: int = 10**6) -> list[Item]:
-    """Items of several folders and files, in no order; `keys`: how many keys there are to draw from."""
+    """Random items in several folders and files, with one of `keys` different keys each."""
     rng = random.Random(seed)
     return [
         Item(
@@ -41,7 +41,7 @@ def some_items(count: int, seed: int = 0, keys: int = 10**6) -> list[Item]:
 
 @pytest.mark.parametrize("count", [0, 1, 7, 50])
 def test_items_are_the_list_they_were_made_of(count: int):
-    """Twin: the plain list; length, order, every index from both ends, any rows of it, and after a pickle."""
+    """The reference is the list: length, order, indices from both ends, any rows, and the same after pickling."""
     plain = some_items(count)
     items = Items.of(iter(plain))
     assert len(items) == count
@@ -54,8 +54,8 @@ def test_items_are_the_list_they_were_made_of(count: int):
         items[count]
 
 
-def test_equal_is_what_holds_the_same_items():
-    """However they came by it: other folders first, wider keys once; one other field is a difference."""
+def test_equal_means_the_same_items():
+    """Equality ignores the numbering of folders and the width of keys; a difference in any field counts."""
     plain = some_items(20)
     items = Items.of(plain)
     wider = Items.of([*plain, Item("k" * 80, 0, Path("/other/a.tar"), 0, 0)])
@@ -74,7 +74,7 @@ def test_equal_is_what_holds_the_same_items():
 
 
 def test_items_cannot_be_changed():
-    """Neither a column nor, by way of it, an item; a slice is refused, since it would be neither."""
+    """Columns are read-only, also after pickling. A slice is an error, because it is neither an item nor `Items`."""
     for items in (Items.of(some_items(3)), pickle.loads(pickle.dumps(Items.of(some_items(3))))):
         with pytest.raises(ValueError, match="read-only"):
             items.label[0] = 1
@@ -82,8 +82,8 @@ def test_items_cannot_be_changed():
             items[0:2]
 
 
-def test_what_is_taken_carries_no_more_than_it_needs():
-    """A job of 10 items of 1,000 folders goes to its worker without the other 990."""
+def test_take_keeps_only_the_folders_that_it_needs():
+    """A job with 10 items of 1,000 folders is sent to its worker without the other 990 folders."""
     items = Items.of(Item(f"k{n}", 0, Path(f"/a/long/name/of/a/folder/{n}/x.jpg"), 0, 1) for n in range(1000))
     few = items.take(np.arange(500, 510))
     assert few.parents == tuple(f"/a/long/name/of/a/folder/{n}" for n in range(500, 510))
@@ -91,7 +91,7 @@ def test_what_is_taken_carries_no_more_than_it_needs():
 
 
 def test_the_record_is_the_digest_of_a_line_per_item():
-    """Twin: the lines one after another."""
+    """The reference joins the lines and hashes them at once."""
     plain = some_items(30)
     classes = tuple(ClassName(name, name) for name in CLASS_NAMES)
     lines = "".join(f"{item.key} {item.label} {item.size}\n" for item in plain)
@@ -103,8 +103,8 @@ def test_the_record_is_the_digest_of_a_line_per_item():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_repeated_key_gets_its_class_and_no_other_does(seed: int):
-    """Twin: one item after another."""
+def test_only_repeated_keys_get_their_class_as_prefix(seed: int):
+    """The reference goes through the items one by one."""
     plain = list({(i.key, i.label): i for i in some_items(25, seed, keys=20)}.values())
     counts = Counter(item.key for item in plain)
     prefixes = ["n00000001", "n00000002", "tench__Tinca"]
@@ -118,11 +118,12 @@ def test_a_repeated_key_gets_its_class_and_no_other_does(seed: int):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["a", "b", "a"], "c.jpg: its key 'n00000001_a' is another image's too; rename one of them"),
+        (["a", "b", "a"], "c.jpg: another image has the same key 'n00000001_a'; rename one of them"),
         (["x" * 85, "b", "x" * 85], "with its class, a key of 95 characters, expected 1 to 90; rename it"),
     ],
 )
-def test_a_key_that_cannot_be_made_unique_is_refused(keys: list[str], message: str):
+def test_a_key_that_cannot_be_made_unique_is_an_error(keys: list[str], message: str):
+    """The same name twice in a class, or a prefix that makes the key too long; the message names the file."""
     files = [Path("d", f"{letter}.jpg") for letter in "abc"]
     items = Items.of(Item(key, 0, file, 0, 1) for key, file in zip(keys, files, strict=True))
     with pytest.raises(ValueError, match=message):
@@ -140,7 +141,8 @@ def test_a_key_that_cannot_be_made_unique_is_refused(keys: list[str], message: s
         ("n014407641_1.jpg", "n014407641_1", None),
     ],
 )
-def test_a_name_makes_a_key_that_may_hold_a_wnid(name: str, key: str, wnid: str | None):
+def test_a_key_comes_from_the_file_name_and_may_hold_a_wnid(name: str, key: str, wnid: str | None):
+    """A wnid is a part of the key between underscores or its ends."""
     assert key_of(name) == key
     found = WNID.search(key)
     assert (found[1] if found else None) == wnid
