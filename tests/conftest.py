@@ -1,4 +1,4 @@
-"""Fixtures: a small sample in ILSVRC's own files, its shard sets and eigenbasis, made once per test session."""
+"""Fixtures made once per test session: a small synthetic dataset in ILSVRC's formats, its shard sets and eigenbasis."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.synthetic.dataset import make_sample
 from pipeline.workers import IN_PROCESS, ignore
 from tests.support.shard_fixtures import SAMPLE, SHARD_SETTINGS
 
-torch.set_num_threads(1)  # small nets: more threads would only wait for one another
+torch.set_num_threads(1)  # the tests use small networks, for which more threads only add synchronisation
 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The three ILSVRC files."""
+    """A folder with the three ILSVRC files of the synthetic dataset."""
     folder = tmp_path_factory.mktemp("sample")
     make_sample(folder, SAMPLE, workers=IN_PROCESS, progress=ignore)
     return folder
@@ -28,7 +28,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shard_root(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`train` (with its eigenbasis) and `val` of the sample. Tests that change it work on a copy."""
+    """A folder with shard sets `train` (with its eigenbasis) and `val`. Tests that change it work on a copy."""
     root = tmp_path_factory.mktemp("shards")
     for split in ("train", "val"):
         make_split(open_source(sample).listing(split), root, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
@@ -39,4 +39,5 @@ def shard_root(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_shards(shard_root: Path) -> ShardSet:
+    """The opened shard set `train`."""
     return open_shards(shard_root / "train")

@@ -1,11 +1,13 @@
-"""Pictures of invented things: a shape with a surface pattern, lit from one side, before a cluttered background.
+"""Draws synthetic images: an object with a shape and a surface pattern, shaded, in front of a cluttered background.
 
-Class c (0 to MAX_CLASSES - 1) is a pair (shape, pattern). All else about a picture is drawn by the generator that comes
-in: size, place, turn, mirroring, colours, light, shadow, clutter, grain. Out goes (H, W, 3) uint8 RGB, the same bytes
-for the same generator state. Colours are drawn alike for every class, so the mean colour does not tell classes apart.
+Class c (0 to MAX_CLASSES - 1) is a pair (shape, pattern). The random generator that is passed in decides everything
+else: size, position, rotation, mirroring, colours, shading, shadow, clutter and sensor noise. The result is (H, W, 3)
+uint8 RGB, the same bytes for the same generator state. Colours have the same distribution in every class, so the mean
+colour of an image does not reveal its class.
 
-The maths is float32 on whole planes, (H, W) or (3, H, W), in grey levels 0..255. A shape is a signed distance, negative
-inside, in units of the thing's radius; a pattern is a signed value whose sign says which of the two surface colours.
+Computations are float32 on whole planes, (H, W) or (3, H, W), in pixel values 0-255. A shape is a signed distance
+field: negative inside, in units of the object's radius. A pattern is a signed value whose sign selects one of two
+surface colours.
 """
 
 from __future__ import annotations
@@ -19,16 +21,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft
 
+from pipeline.synthetic.settings import MAX_CLASSES
+
 Plane = NDArray[np.floating[Any]]
-DIAMETER_OF_SHORT_SIDE = (0.55, 0.85)  # the thing covers this part of the shorter side
-TURN_RADIANS = 0.6  # at most, to either side
-ASPECT_LOG = 0.45  # at most: sides differ by a factor up to exp(0.45) = 1.57
-GRAIN_SD = 4.0  # grey levels, like a sensor's
-TINT_SD = 24.0  # grey levels
+DIAMETER_PER_SHORT_SIDE = (0.55, 0.85)  # smallest and largest diameter of the object, as a fraction of the short side
+MAX_ROTATION_RAD = 0.6  # to either side
+MAX_LOG_ASPECT_RATIO = 0.45  # sides differ by a factor up to exp(0.45) = 1.57
+NOISE_SD_0_255 = 4.0  # sensor noise, in pixel values 0-255
+TINT_SD_0_255 = 24.0  # in pixel values 0-255
 
 
 class Surface(NamedTuple):
-    """Where shapes and patterns are evaluated: coordinates on the thing in its radii, each (H, W); y points down."""
+    """Pixel positions at which shapes and patterns are evaluated, in the object's coordinates.
+
+    Attributes:
+        x: (H, W) In units of the object's radius, to the right.
+        y: (H, W) In units of the object's radius, downwards.
+        r: (H, W) Distance from the centre, in the same units.
+        angle: (H, W) In radians.
+    """
 
     x: Plane
     y: Plane
@@ -37,12 +48,12 @@ class Surface(NamedTuple):
 
 
 def _length(x: Plane, y: Plane) -> Plane:
-    """As np.hypot, several times faster; nothing here overflows."""
+    """Like np.hypot without its protection against overflow, which makes it several times faster."""
     return np.sqrt(x * x + y * y)
 
 
 def _fold(angle: Plane, r: Plane, fold: int) -> tuple[Plane, Plane]:
-    """Cartesian coordinates within one of `fold` equal wedges, mirrored about the wedge's middle line."""
+    """Cartesian coordinates in one of `fold` equal wedges, mirrored about the middle line of the wedge."""
     wedge = math.tau / fold
     folded = np.abs(angle - wedge * np.round(angle / wedge))
     return r * np.cos(folded), r * np.sin(folded)
@@ -82,7 +93,7 @@ def _spiral(s: Surface) -> Plane:
     return np.maximum(np.abs(turns - np.round(turns)) * 0.42 - 0.12, s.r - 1)
 
 
-# (name, another name, signed distance)
+# (name, other name, signed distance)
 SHAPES: list[tuple[str, str, Callable[[Surface], Plane]]] = [
     ("ball", "globe", lambda s: s.r - 0.9),
     ("ring", "hoop", lambda s: np.abs(s.r - 0.72) - 0.28),
@@ -100,7 +111,7 @@ SHAPES: list[tuple[str, str, Callable[[Surface], Plane]]] = [
 
 
 def _cells(coordinate: Plane, size: float) -> Plane:
-    """Signed distance to the middle of the nearest of the cells of `size`."""
+    """Signed distance to the centre of the nearest cell, for cells of `size`."""
     return coordinate - size * np.round(coordinate / size)
 
 
@@ -123,7 +134,7 @@ def _marble(s: Surface) -> Plane:
     return value
 
 
-# (name, signed value: about the distance to where the colour changes)
+# (name, signed value: approximately the distance to the nearest change of colour)
 PATTERNS: list[tuple[str, Callable[[Surface], Plane]]] = [
     ("checkered", lambda s: np.sin(6.5 * s.x) * np.sin(6.5 * s.y) / 6.5),
     ("striped", lambda s: np.sin(11 * s.y) / 11),
@@ -138,54 +149,64 @@ PATTERNS: list[tuple[str, Callable[[Surface], Plane]]] = [
     ("marbled", _marble),
     ("polished", lambda s: 0.35 - _length(s.x + 0.3, s.y + 0.3)),
 ]
-MAX_CLASSES = len(SHAPES) * len(PATTERNS)
+assert len(SHAPES) * len(PATTERNS) == MAX_CLASSES
 
 
 def _pair(class_index: int) -> tuple[int, int]:
-    """Positions in SHAPES and PATTERNS: neither repeats within the first twelve classes, no pair repeats at all."""
+    """Positions in SHAPES and PATTERNS. Every class has another pair; the first twelve share no shape or pattern."""
     shape = class_index % len(SHAPES)
     return shape, (shape + class_index // len(SHAPES)) % len(PATTERNS)
 
 
 def class_words(class_index: int) -> str:
-    """What class `class_index` shows, in the manner of the devkit's `words`: names separated by commas."""
+    """The words of a class, as in the devkit: names separated by commas."""
     shape, pattern = _pair(class_index)
     name, other_name, _ = SHAPES[shape]
     return f"{PATTERNS[pattern][0]} {name}, {PATTERNS[pattern][0]} {other_name}"
 
 
-def draw(class_index: int, min_side: int, max_side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One picture of class `class_index`: (H, W, 3) uint8 RGB, both sides within min_side..max_side pixels."""
+def draw_image(class_index: int, min_side: int, max_side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Draws one image.
+
+    Args:
+        class_index: 0 to MAX_CLASSES - 1.
+        min_side: Smallest height and width, in pixels.
+        max_side: Largest height and width, in pixels.
+        rng: Source of all random choices.
+
+    Returns:
+        The image, (H, W, 3) uint8 RGB.
+    """
     size = np.exp(rng.uniform(np.log(min_side), np.log(max_side)))
-    stretch = np.exp(rng.uniform(-ASPECT_LOG, ASPECT_LOG) / 2)
+    stretch = np.exp(rng.uniform(-MAX_LOG_ASPECT_RATIO, MAX_LOG_ASPECT_RATIO) / 2)
     height, width = (int(np.clip(round(side), min_side, max_side)) for side in (size / stretch, size * stretch))
 
-    # The background is out of focus, so half the resolution will do for it; the thing is sharp.
-    behind = Image.fromarray(_background(height // 2, width // 2, rng)).resize(
+    # The background is out of focus, so half the resolution is enough for it; the object is sharp.
+    background = Image.fromarray(_background(height // 2, width // 2, rng)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    picture = np.asarray(behind).transpose(2, 0, 1).astype(np.float32, order="C")
+    image_chw = np.asarray(background).transpose(2, 0, 1).astype(np.float32, order="C")
     y, x = _centred(height, width)
-    _put_thing(picture, class_index, y, x, rng)
+    _put_object(image_chw, class_index, y, x, rng)
     from_above, from_left = rng.uniform(-0.4, 0.4, 2).astype(np.float32) / (height / 2, width / 2)
-    picture *= np.float32(rng.uniform(0.85, 1.15)) * (1 + from_above * y + from_left * x)
-    picture += rng.standard_normal((height, width), dtype=np.float32) * np.float32(GRAIN_SD)
-    return _to_bytes(picture)
+    image_chw *= np.float32(rng.uniform(0.85, 1.15)) * (1 + from_above * y + from_left * x)
+    image_chw += rng.standard_normal((height, width), dtype=np.float32) * np.float32(NOISE_SD_0_255)
+    return _to_bytes(image_chw)
 
 
 def _centred(height: int, width: int) -> tuple[Plane, Plane]:
-    """Pixel coordinates (H, 1) and (1, W) with the origin in the middle."""
+    """Pixel coordinates y (H, 1) and x (1, W), with the origin in the centre of the image."""
     rows, columns = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
     return rows[:, None] - np.float32(height / 2), columns[None, :] - np.float32(width / 2)
 
 
-def _to_bytes(picture: Plane) -> NDArray[np.uint8]:
-    """(3, H, W) grey levels of any range to (H, W, 3) uint8."""
-    return np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+def _to_bytes(image_chw: Plane) -> NDArray[np.uint8]:
+    """Pixel values (3, H, W), clipped to 0-255, as (H, W, 3) uint8."""
+    return np.ascontiguousarray(np.clip(image_chw, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def _natural_noise(height: int, width: int, rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Two independent planes whose amplitude falls about like 1/f, as a photograph's; variance 1."""
+    """Two independent planes (H, W) of variance 1. Their amplitude falls like 1/f, as it does in photographs."""
     rows, columns = fft.next_fast_len(height), fft.next_fast_len(width)
     frequency = np.hypot(fft.fftfreq(rows)[:, None], fft.fftfreq(columns)[None, :])
     frequency[0, 0] = np.inf
@@ -197,26 +218,26 @@ def _natural_noise(height: int, width: int, rng: np.random.Generator) -> tuple[P
 
 
 def _colour(luminance: float, rng: np.random.Generator) -> Plane:
-    """(3, 1, 1) RGB of about this luminance, its tint drawn: photographs vary much more in light than in hue."""
-    tint = rng.normal(0, TINT_SD, 3)
+    """A colour (3, 1, 1) of this luminance with a random tint: in photographs luminance varies more than hue."""
+    tint = rng.normal(0, TINT_SD_0_255, 3)
     colour: Plane = (luminance + tint - tint.mean()).astype(np.float32)[:, None, None]
     return colour
 
 
-def _blend(picture: Plane, cover: Plane, colour: Plane) -> None:
-    """Paints `colour` over the picture where `cover` (H, W) is 1, nothing where it is 0."""
-    change = colour - picture
+def _blend(image_chw: Plane, cover: Plane, colour: Plane) -> None:
+    """Blends `colour` into the image, in place. `cover` (H, W) is its opacity, 0 to 1."""
+    change = colour - image_chw
     change *= cover
-    picture += change
+    image_chw += change
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(H, W, 3): noise of natural spectrum, and bars, walls and boxes more or less in focus."""
+    """A background (H, W, 3) uint8: noise with a natural spectrum, behind rectangles that are more or less in focus."""
     y, x = _centred(height, width)
     noise, tint_noise = _natural_noise(height, width, rng)
     luminance, extent = rng.uniform(35, 220), min(height, width)
     texture = np.float32(rng.uniform(6, 24)) * noise + _colour(0, rng) * np.float32(rng.uniform(0.2, 0.7)) * tint_noise
-    picture = _colour(luminance, rng) + texture
+    image_chw = _colour(luminance, rng) + texture
     for _ in range(rng.integers(3, 7)):
         turn = rng.uniform(0, np.pi)
         cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
@@ -226,14 +247,22 @@ def _background(height: int, width: int, rng: np.random.Generator) -> NDArray[np
         distance = np.maximum(np.abs(along) - np.float32(half_length), np.abs(across) - np.float32(half_width))
         cover = np.clip(0.5 - distance / np.float32(rng.uniform(1, 0.06 * extent)), 0, 1)
         colour = _colour(luminance + rng.normal(0, 35), rng) + np.float32(rng.uniform(0.3, 1)) * texture
-        _blend(picture, cover * np.float32(rng.uniform(0.4, 1)), colour)
-    return _to_bytes(picture)
+        _blend(image_chw, cover * np.float32(rng.uniform(0.4, 1)), colour)
+    return _to_bytes(image_chw)
 
 
-def _put_thing(picture: Plane, class_index: int, y: Plane, x: Plane, rng: np.random.Generator) -> None:
-    """Draws the thing of this class, with its shadow, onto the picture (3, H, W) whose coordinates are y and x."""
-    short_side = min(picture.shape[1:])
-    radius = np.float32(rng.uniform(*DIAMETER_OF_SHORT_SIDE) * short_side / 2)
+def _put_object(image_chw: Plane, class_index: int, y: Plane, x: Plane, rng: np.random.Generator) -> None:
+    """Draws the object of a class, with its shadow, into the image, in place.
+
+    Args:
+        image_chw: The image, (3, H, W).
+        class_index: 0 to MAX_CLASSES - 1.
+        y: Pixel coordinates from the centre, (H, 1).
+        x: Pixel coordinates from the centre, (1, W).
+        rng: Source of all random choices.
+    """
+    short_side = min(image_chw.shape[1:])
+    radius = np.float32(rng.uniform(*DIAMETER_PER_SHORT_SIDE) * short_side / 2)
     down, right = (rng.uniform(-0.7, 0.7, 2) * (short_side / 2 - radius)).astype(np.float32)
     surface = _surface((y - down) / radius, (x - right) / radius, rng)
     shape, pattern = _pair(class_index)
@@ -241,7 +270,7 @@ def _put_thing(picture: Plane, class_index: int, y: Plane, x: Plane, rng: np.ran
 
     softness, reach = np.float32(rng.uniform(0.02, 0.3)) * radius, rng.uniform(-0.15, 0.15, 2) * radius
     shadow = np.clip(0.5 - _shifted(distance_px, *reach.astype(int)) / softness, 0, 1)
-    picture *= 1 - np.float32(rng.uniform(0.1, 0.5)) * shadow
+    image_chw *= 1 - np.float32(rng.uniform(0.1, 0.5)) * shadow
 
     dark = rng.uniform(15, 140)
     tones = [_colour(dark, rng), _colour(dark + rng.uniform(90, 115), rng)]
@@ -251,19 +280,19 @@ def _put_thing(picture: Plane, class_index: int, y: Plane, x: Plane, rng: np.ran
     colour = mix * (second - first)
     colour += first
     colour *= 1 + slope_x * surface.x + slope_y * surface.y
-    _blend(picture, np.clip(0.5 - distance_px, 0, 1), colour)
+    _blend(image_chw, np.clip(0.5 - distance_px, 0, 1), colour)
 
 
 def _shifted(plane: Plane, down: int, right: int) -> Plane:
-    """The plane moved by whole pixels; what comes in at its borders repeats them."""
+    """The plane moved by whole pixels; values at the borders are repeated."""
     rows, columns = (np.arange(n) - shift for n, shift in zip(plane.shape, (down, right), strict=True))
     moved: Plane = plane[np.ix_(rows.clip(0, plane.shape[0] - 1), columns.clip(0, plane.shape[1] - 1))]
     return moved
 
 
 def _surface(y: Plane, x: Plane, rng: np.random.Generator) -> Surface:
-    """Coordinates on the thing for offsets from its middle, in radii: turned, squeezed a little, perhaps mirrored."""
-    turn, squeeze = rng.uniform(-TURN_RADIANS, TURN_RADIANS), np.float32(np.exp(rng.uniform(-0.15, 0.15)))
+    """The object's coordinates for offsets from its centre in radii: rotated, slightly squeezed, perhaps mirrored."""
+    turn, squeeze = rng.uniform(-MAX_ROTATION_RAD, MAX_ROTATION_RAD), np.float32(np.exp(rng.uniform(-0.15, 0.15)))
     cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
     u = (cos * x + sin * y) * (squeeze * np.float32(rng.choice([-1, 1])))
     v = (cos * y - sin * x) / squeeze

@@ -1,4 +1,4 @@
-"""Philox4x32-10 gives the published words, and uniform and normal numbers are made of them fairly."""
+"""Philox4x32-10 gives the published words; uniform and normal numbers made of them have the right distribution."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from pipeline.philox import Purpose, below, normals, philox, words_for
 
 # Random123's known answers for philox4x32-10: counter, key, words.
-KNOWN = [
+KNOWN_ANSWERS = [
     ([0] * 4, 0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     ([0xFFFFFFFF] * 4, 0xFFFFFFFF_FFFFFFFF, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
     (
@@ -17,14 +17,14 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize(("counter", "seed", "words"), KNOWN)
+@pytest.mark.parametrize(("counter", "seed", "words"), KNOWN_ANSWERS)
 def test_known_answers(counter, seed, words):
-    """The words are those published for the generator."""
+    """The words are those that the authors of the generator published."""
     assert philox(np.array(counter, np.uint32), seed).tolist() == words
 
 
 def test_counters_are_independent_of_their_neighbours():
-    """A counter's words do not depend on what it is computed with, nor on the shape, nor on chunk borders."""
+    """A counter's words depend neither on the other counters of the call, nor on the shape, nor on chunk borders."""
     counters = np.arange(4 * 40_000, dtype=np.uint32).reshape(40_000, 4)
     together = philox(counters, 7)
     for row in (0, 16_383, 16_384, 39_999):
@@ -32,8 +32,8 @@ def test_counters_are_independent_of_their_neighbours():
     assert np.array_equal(philox(counters.reshape(100, 400, 4), 7), together.reshape(100, 400, 4))
 
 
-def test_uses_never_share_words():
-    """Another id, epoch, purpose or seed gives other words; ids beyond 32 bits are told apart."""
+def test_words_are_never_used_twice():
+    """Another id, epoch, purpose or seed gives other words, also for ids beyond 32 bits."""
     ids = [0, 1, 2**32, 2**32 + 1]
     parts = [words_for(ids, epoch, purpose, seed) for epoch in (0, 1) for purpose in Purpose for seed in (0, 1, 2**32)]
     rows = np.concatenate(parts)
@@ -41,7 +41,7 @@ def test_uses_never_share_words():
 
 
 def test_below_is_uniform():
-    """All values below the bound, each about as often as the others; the extreme words give the extreme values."""
+    """Every value below the bound is about equally frequent. The extreme words give the extreme values."""
     words = words_for(np.arange(33_000), 0, Purpose.CROP, 0)[:, 0]
     counts = np.bincount(below(words, 33), minlength=33)
     assert len(counts) == 33
@@ -50,7 +50,7 @@ def test_below_is_uniform():
 
 
 def test_normals_are_normal():
-    """Moments and tail of a standard normal, columns uncorrelated, and finite at the extreme words."""
+    """Moments and tail are those of a standard normal; columns are uncorrelated; extreme words give finite numbers."""
     drawn = normals(words_for(np.arange(100_000), 0, Purpose.LIGHTING, 0))
     assert drawn.dtype == np.float32
     assert abs(drawn.mean(axis=0)).max() < 0.015
