@@ -1,8 +1,8 @@
 """One split of a source as columns: which images it has, their classes, and at which bytes of which file they are.
 
 In: `Item`s, one at a time. Out: `Items`, which stores them by column, and `Listing`, which adds the class names and a
-fingerprint. The columns take about 70 bytes an image: 90 MB for the 1,281,167 training images of ImageNet, where Python
-objects would take 600 MB. A job receives only its own rows, by `Items.take`.
+fingerprint. The columns take about 70 bytes an image: 90 MB for ImageNet's 1,281,167 training images, against 600 MB
+for Python objects. A job receives only its own rows, by `Items.take`.
 """
 
 from __future__ import annotations

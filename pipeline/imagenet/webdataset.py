@@ -60,7 +60,7 @@ class WebDatasetTars:
         return listing_of(self.layout, split, self._scan(split), class_of)
 
     def _classes_in_manifest(self, split: str) -> dict[str, ClassName] | None:
-        """Label -> class, from the split's own manifest or else another split's; None if no split has one."""
+        """Label -> class, from the manifest of the split or, without one, of another split; None without any."""
         tars = self._tars()
         own_first = sorted(tars, key=lambda other: other != split)
         for path in [tars[s][0].parent / MANIFEST for s in own_first if tars[s]]:

@@ -56,7 +56,7 @@ def test_pixels_are_distributed_like_those_of_photographs(images: list[list[NDAr
 
 
 def accuracy_on_mean_colour(mean_colours: NDArray[np.float64]) -> float:
-    """Top-1 accuracy of ridge regression on mean colours (classes, images, 3); the last VAL_PER_CLASS are the test set."""
+    """Top-1 accuracy of ridge regression on mean colours (classes, images, 3), tested on the last of each class."""
     train, val = mean_colours[:, :TRAIN_PER_CLASS].reshape(-1, 3), mean_colours[:, TRAIN_PER_CLASS:].reshape(-1, 3)
     centre, spread = train.mean(axis=0), train.std(axis=0)
     train, val = (np.column_stack([(x - centre) / spread, np.ones(len(x))]) for x in (train, val))
