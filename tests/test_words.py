@@ -49,6 +49,8 @@ ALLOWED: tuple[tuple[str, str], ...] = (
     ("*", "feed_ndarray"),  # a function of DALI's torch plugin
     ("CHANGELOG.md", "--au-bar"),  # old names, which users have in their scripts
     ("CHANGELOG.md", "bench_peers"),
+    ("CHANGELOG.md", "bench-peers"),
+    ("CHANGELOG.md", "FeedSettings"),
     ("CHANGELOG.md", "tools/road.py"),
 )
 
