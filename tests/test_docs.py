@@ -190,6 +190,7 @@ def workspace(sample: Path, shard_root: Path, tmp_path: Path, monkeypatch: pytes
     for name in ("imagenet-256", "sample-256"):
         shutil.copytree(shard_root, tmp_path / "data" / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WIDS_CACHE", str(tmp_path / "wids"))
     return tmp_path
 
 
