@@ -43,7 +43,7 @@ FAULTS = (
     _NO_TABLE,
     _NO_DATA,
     _NO_END,
-) = range(len(FAULTS))
+) = (np.int64(code) for code in range(len(FAULTS)))
 
 _SOI, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 _SOF0, _SOF2, _SOF_LAST, _JPG, _DAC = 0xC0, 0xC2, 0xCF, 0xC8, 0xCC
@@ -53,7 +53,7 @@ Integers = NDArray[np.integer]
 
 
 @numba.njit("i8(u1[::1], i8, i8, u1[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _quantisation_fault(data: Bytes, start: int, end: int, defined: Bytes) -> int:
+def _quantisation_fault(data: Bytes, start: np.int64, end: np.int64, defined: Bytes) -> np.int64:
     """Checks the tables of a DQT segment, bytes `start` to `end`; sets bit 0 of `defined[id]`."""
     while start < end:
         precision, table = data[start] >> 4, data[start] & 15
@@ -66,13 +66,13 @@ def _quantisation_fault(data: Bytes, start: int, end: int, defined: Bytes) -> in
 
 
 @numba.njit("i8(u1[::1], i8, i8, u1[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _huffman_fault(data: Bytes, start: int, end: int, defined: Bytes) -> int:
+def _huffman_fault(data: Bytes, start: np.int64, end: np.int64, defined: Bytes) -> np.int64:
     """Checks the tables of a DHT segment; sets bit 1 (DC) or bit 2 (AC) of `defined[id]`."""
     while start < end:
         kind, table = data[start] >> 4, data[start] & 15
         if kind > 1 or table > 3 or start + 17 > end:
             return _BAD_HUFFMAN
-        symbols, codes_left = 0, 1
+        symbols, codes_left = np.int64(0), np.int64(1)
         for length in range(1, 17):
             count = np.int64(data[start + length])
             symbols += count
@@ -87,7 +87,7 @@ def _huffman_fault(data: Bytes, start: int, end: int, defined: Bytes) -> int:
 
 
 @numba.njit("i8(u1[::1], i8, i8, i8, i8)", cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _frame_fault(data: Bytes, start: int, end: int, width: int, height: int) -> int:
+def _frame_fault(data: Bytes, start: np.int64, end: np.int64, width: np.int64, height: np.int64) -> np.int64:
     """Checks a SOF segment: 8 bits, 1 or 3 components, sampling factors 1 to 4, the expected size in pixels."""
     if end - start < 6 or data[start] != 8:
         return _BAD_FRAME
@@ -107,7 +107,9 @@ def _frame_fault(data: Bytes, start: int, end: int, width: int, height: int) -> 
 
 
 @numba.njit("i8(u1[::1], i8, i8, i8, i8, u1[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _scan_fault(data: Bytes, start: int, end: int, frame: int, kind: int, defined: Bytes) -> int:
+def _scan_fault(
+    data: Bytes, start: np.int64, end: np.int64, frame: np.int64, kind: np.int64, defined: Bytes
+) -> np.int64:
     """Checks a SOS segment against the frame header at `frame` (0: none yet) and the tables that are defined."""
     if frame == 0 or end - start < 4:
         return _BAD_SCAN
@@ -132,13 +134,13 @@ def _scan_fault(data: Bytes, start: int, end: int, frame: int, kind: int, define
 
 
 @numba.njit("i8(u1[::1], i8, i8)", cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _fault(data: Bytes, width: int, height: int) -> int:
+def _fault(data: Bytes, width: np.int64, height: np.int64) -> np.int64:
     """Walks the markers up to the first scan; returns a code of FAULTS."""
     size = len(data)
     if size < 4 or data[0] != 0xFF or data[1] != _SOI:
         return _NO_START
     defined = np.zeros(4, np.uint8)
-    position, frame, kind = 2, 0, 0
+    position, frame, kind = np.int64(2), np.int64(0), np.int64(0)
     while True:
         if position + 4 > size or data[position] != 0xFF:
             return _NO_MARKER
@@ -151,7 +153,7 @@ def _fault(data: Bytes, width: int, height: int) -> int:
             return _NO_MARKER
         if end < start or end > size:
             return _TOO_LONG
-        fault = _INTACT
+        fault: np.int64 = _INTACT
         if marker == _DQT:
             fault = _quantisation_fault(data, start, end, defined)
         elif marker == _DHT:
