@@ -1,19 +1,20 @@
-"""RGB moments of a shard set: mean, mean image, covariance and its eigenbasis, exact and in 0..255 pixel units.
+"""Principal component analysis (PCA) of the RGB values of a shard set, for PCA lighting noise; and the mean image.
 
-`measure` decodes every pixel of every stored picture. Sums are kept as integers, so any number of workers and any
-grouping of the work gives the same bits. The result is two files beside each other:
+`measure` decodes every stored image. All results are in pixel values 0-255. Sums are kept as exact integers, so any
+number of workers gives the same bits. The result is two files in one folder:
 
     eigenbasis.json    pixel_scale 255, pixels, mean [R,G,B], covariance 3x3, eigenvalues (descending), stdevs (their
                        square roots), eigenvectors (COLUMNS), manifest_sha256 of the shard set
-    mean_image.npy     float32 (3, 256, 256): the mean of every picture's central 256 x 256 part
+    mean_image.npy     float32 (3, 256, 256): the mean of every image's central 256 x 256 part
 
-Sources: P 4.1 (PCA of the RGB values over the training set); convdata.py (per-pixel mean image, `color_stdevs`).
+Sources: paper section 4.1 (PCA of the RGB values over the training set); convdata.py of the released 2012 code
+(per-pixel mean image, `color_stdevs`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -26,20 +27,32 @@ from PIL import Image
 
 from pipeline.files import published
 from pipeline.shards.reader import ShardSet, open_shards
-from pipeline.workers import Workers
+from pipeline.workers import Progress, Workers
 
+EIGENBASIS_FILE = "eigenbasis.json"
+MEAN_IMAGE_FILE = "mean_image.npy"
 PIXEL_SCALE = 255
-SIDE = 256
-MEAN_IMAGE = "mean_image.npy"
-CHUNK = 256  # pictures in one job: small enough to share work out, large enough to forget the hand-over
+MEAN_IMAGE_SIDE = 256  # pixels
+IMAGES_PER_JOB = 256  # small enough to balance load between workers, large enough to hide the cost of a job
+
+# What photographs have; `check` warns about data outside these ranges.
+MAX_DEGREES_FROM_GREY = 15
+CHANNEL_STDEV_RANGE = (40, 100)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Integer sums over pictures: `sums` (3,), `products` (3, 3) over all pixels; `image_sums` (256, 256, 3) over
-    central squares. int64 holds them for 1.4e14 pixels, ImageNet at short side 256 has 1.1e11."""
+    """Exact integer sums over images. int64 suffices for 1.4e14 pixels; ImageNet at short side 256 has 1.1e11.
 
-    pictures: int
+    Attributes:
+        images: Number of images.
+        pixels: Number of pixels of all images.
+        sums: int64 (3,), sum of each channel over all pixels.
+        products: int64 (3, 3), sum of the outer products of all pixels with themselves.
+        image_sums: int64 (256, 256, 3), sum of the central squares.
+    """
+
+    images: int
     pixels: int
     sums: np.ndarray
     products: np.ndarray
@@ -47,7 +60,7 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
-            self.pictures + other.pictures,
+            self.images + other.images,
             self.pixels + other.pixels,
             self.sums + other.sums,
             self.products + other.products,
@@ -57,7 +70,17 @@ class Moments:
 
 @dataclass(frozen=True)
 class Eigenbasis:
-    """The eigenbasis of RGB pixels in 0..255 units; arrays are float64, `mean_image` float32 (3, 256, 256)."""
+    """The eigenbasis of RGB pixels in pixel values 0-255.
+
+    Attributes:
+        pixels: Number of pixels measured.
+        mean: float64 (3,), mean of R, G and B.
+        covariance: float64 (3, 3).
+        eigenvalues: float64 (3,), of the covariance, in descending order.
+        eigenvectors: float64 (3, 3), orthonormal COLUMNS in the order of `eigenvalues`.
+        mean_image: float32 (3, 256, 256), mean of the central squares.
+        manifest_sha256: Identifies the shard set that was measured.
+    """
 
     pixels: int
     mean: np.ndarray
@@ -69,61 +92,69 @@ class Eigenbasis:
 
     @property
     def stdevs(self) -> np.ndarray:
-        """Standard deviations along the eigenvectors, grey levels: square roots of the eigenvalues."""
+        """Standard deviations along the eigenvectors in pixel values: square roots of the eigenvalues."""
         roots: np.ndarray = np.sqrt(self.eigenvalues)
         return roots
 
 
-def moments_of(pictures: Iterable[np.ndarray]) -> Moments:
-    """Sums over pictures, each uint8 (H, W, 3) with H and W at least 256."""
+def moments_of(images: Iterable[np.ndarray]) -> Moments:
+    """Sums over images, each uint8 (H, W, 3) with H and W at least 256."""
     count = pixels = 0
     sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
-    image_sums = np.zeros((SIDE, SIDE, 3), np.int64)
-    for picture in pictures:
-        flat = picture.reshape(-1, 3).astype(np.float64)
-        assert len(flat) < 2**53 // 255**2  # below it every float64 partial sum is an exact integer
+    side = MEAN_IMAGE_SIDE
+    image_sums = np.zeros((side, side, 3), np.int64)
+    for image in images:
+        flat = image.reshape(-1, 3).astype(np.float64)
+        assert len(flat) < 2**53 // 255**2  # below that, every float64 partial sum is an exact integer
         sums += flat.sum(axis=0).astype(np.int64)
         products += (flat.T @ flat).astype(np.int64)
-        top, left = (picture.shape[0] - SIDE) // 2, (picture.shape[1] - SIDE) // 2
-        image_sums += picture[top : top + SIDE, left : left + SIDE]
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        image_sums += image[top : top + side, left : left + side]
         count += 1
         pixels += len(flat)
     return Moments(count, pixels, sums, products, image_sums)
 
 
 def eigenbasis_of(moments: Moments, manifest_sha256: str) -> Eigenbasis:
-    """The eigenbasis from exact sums. Signs: the first vector is positive, the others' last component is."""
+    """The eigenbasis from exact sums.
+
+    An eigenvector's sign is arbitrary. Here the components of the first vector have a positive sum, and the last
+    component of each other vector is positive.
+    """
     mean = moments.sums / moments.pixels
-    # in Python integers n * products - outer(sums, sums) is exact; float64 would lose the small eigenvalues' digits
+    # In Python integers, n * products - outer(sums, sums) is exact. In float64 it would cancel, and the small
+    # eigenvalues would lose most of their digits.
     n, sums, products = moments.pixels, moments.sums.tolist(), moments.products.tolist()
     covariance = np.array([[(n * products[i][j] - sums[i] * sums[j]) / (n * n) for j in range(3)] for i in range(3)])
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     eigenvalues, eigenvectors = eigenvalues[::-1].clip(min=0.0), eigenvectors[:, ::-1]
     signs = np.where(eigenvectors[2] < 0, -1.0, 1.0)
     signs[0] = np.sign(eigenvectors[:, 0].sum()) or 1.0
-    image = (moments.image_sums / moments.pictures).transpose(2, 0, 1).astype(np.float32)
-    return Eigenbasis(moments.pixels, mean, covariance, eigenvalues, eigenvectors * signs, image, manifest_sha256)
+    mean_image = (moments.image_sums / moments.images).transpose(2, 0, 1).astype(np.float32)
+    return Eigenbasis(moments.pixels, mean, covariance, eigenvalues, eigenvectors * signs, mean_image, manifest_sha256)
 
 
-def measure(shards: ShardSet, workers: Workers, progress: Callable[[int], None]) -> Eigenbasis:
-    """Decodes the whole set; `progress` counts pictures."""
-    chunks = [np.arange(start, min(start + CHUNK, len(shards))) for start in range(0, len(shards), CHUNK)]
+def measure(shards: ShardSet, workers: Workers, progress: Progress) -> Eigenbasis:
+    """Decodes the whole shard set. `progress` is called with the number of images done."""
+    starts = range(0, len(shards), IMAGES_PER_JOB)
+    jobs = [np.arange(start, min(start + IMAGES_PER_JOB, len(shards))) for start in starts]
     total = moments_of([])
-    for part in workers.map(_chunk_moments, repeat(shards.folder), repeat(shards.manifest_sha256), chunks):
+    for part in workers.map(_moments_of_ids, repeat(shards.folder), repeat(shards.manifest_sha256), jobs):
         total = total + part
-        progress(part.pictures)
+        progress(part.images)
     return eigenbasis_of(total, shards.manifest_sha256)
 
 
-def _chunk_moments(folder: Path, manifest_sha256: str, ids: np.ndarray) -> Moments:
-    return moments_of(_decode(jpeg) for jpeg in _opened(folder, manifest_sha256).jpegs(ids))
+def _moments_of_ids(folder: Path, manifest_sha256: str, ids: np.ndarray) -> Moments:
+    """One job: the moments of some samples. Runs in a worker."""
+    return moments_of(_decode(jpeg) for jpeg in _open_cached(folder, manifest_sha256).jpegs(ids))
 
 
-@lru_cache(maxsize=1)  # a worker opens the set once
-def _opened(folder: Path, manifest_sha256: str) -> ShardSet:
+@lru_cache(maxsize=1)  # so that a worker opens the set once, not once per job
+def _open_cached(folder: Path, manifest_sha256: str) -> ShardSet:
     shards = open_shards(folder)
     if shards.manifest_sha256 != manifest_sha256:
-        raise ValueError(f"{folder}: made anew while it was read; run the same command again")
+        raise ValueError(f"{folder}: the shard set was replaced while it was read; run the same command again")
     return shards
 
 
@@ -133,26 +164,34 @@ def _decode(jpeg: np.ndarray) -> np.ndarray:
 
 
 def check(basis: Eigenbasis) -> list[str]:
-    """Asserts the mathematics (orthonormal vectors, covariance recomposed) and returns warnings about the data:
-    each a line on a way in which it looks unlike photographs; none for ImageNet."""
+    """Checks the mathematics and compares the data with photographs.
+
+    Asserts that the eigenvectors are orthonormal and that they recompose the covariance.
+
+    Returns:
+        Warnings, one line for each way in which the data is unlike photographs; none for ImageNet.
+    """
     vectors = basis.eigenvectors
     assert np.allclose(vectors.T @ vectors, np.eye(3), atol=1e-12), "eigenvectors are not orthonormal"
     recomposed = vectors @ np.diag(basis.eigenvalues) @ vectors.T
     assert np.allclose(recomposed, basis.covariance, rtol=1e-9, atol=1e-9), "covariance is not recomposed"
     warnings = []
     if (basis.covariance[np.triu_indices(3, 1)] <= 0).any():
-        warnings.append("channels are not positively correlated, which photographs' are: is this RGB?")
-    grey = np.degrees(np.arccos(min(1.0, abs(vectors[:, 0].sum()) / np.sqrt(3))))
-    if grey > 15:
-        warnings.append(f"the first eigenvector is {grey:.0f} degrees from grey, photographs' about 2")
-    channel_stdevs = np.sqrt(np.diag(basis.covariance))
-    if not ((channel_stdevs > 40) & (channel_stdevs < 100)).all():
-        warnings.append(f"channel deviations {channel_stdevs.round(1).tolist()} grey levels, photographs' are 60 to 80")
+        warnings.append("the channels are not positively correlated, but those of photographs are: is this RGB?")
+    degrees = np.degrees(np.arccos(min(1.0, abs(vectors[:, 0].sum()) / np.sqrt(3))))
+    if degrees > MAX_DEGREES_FROM_GREY:
+        warnings.append(f"the first eigenvector is {degrees:.0f} degrees from grey; for photographs it is about 2")
+    stdevs = np.sqrt(np.diag(basis.covariance))
+    if not ((stdevs > CHANNEL_STDEV_RANGE[0]) & (stdevs < CHANNEL_STDEV_RANGE[1])).all():
+        warnings.append(
+            f"the channels' standard deviations are {stdevs.round(1).tolist()} pixel values;"
+            " for photographs they are 60 to 80"
+        )
     return warnings
 
 
 def record(basis: Eigenbasis) -> dict[str, Any]:
-    """What eigenbasis.json holds."""
+    """The content of eigenbasis.json."""
     return {
         "pixel_scale": PIXEL_SCALE,
         "pixels": basis.pixels,
@@ -165,17 +204,30 @@ def record(basis: Eigenbasis) -> dict[str, Any]:
     }
 
 
+def eigenbasis_path(folder: Path) -> Path:
+    """Where the eigenbasis of the shard set in `folder` is, unless the user chose another place."""
+    return folder / EIGENBASIS_FILE
+
+
 def save(basis: Eigenbasis, path: Path) -> None:
-    """Writes `path` (JSON) and, beside it, mean_image.npy; the JSON last."""
+    """Writes mean_image.npy into the folder of `path`, then the JSON to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with published(path.with_name(MEAN_IMAGE)) as file:
+    with published(path.with_name(MEAN_IMAGE_FILE)) as file:
         np.save(file, basis.mean_image)
     with published(path) as file:
         file.write((json.dumps(record(basis), indent=1) + "\n").encode())
 
 
 def load(path: Path, shards: ShardSet) -> Eigenbasis:
-    """Reads `save`'s files; ValueError where they are missing, not ours, or of another shard set than `shards`."""
+    """Reads the two files that `save` wrote.
+
+    Args:
+        path: The JSON file; mean_image.npy is in the same folder.
+        shards: The shard set that the eigenbasis must belong to.
+
+    Raises:
+        ValueError: A file is missing or damaged, or belongs to another shard set.
+    """
     remedy = f"run: python tools/compute_pca.py {shards.folder}"
     if not path.is_file():
         raise ValueError(f"{path}: no eigenbasis here; {remedy}")
@@ -184,12 +236,17 @@ def load(path: Path, shards: ShardSet) -> Eigenbasis:
         arrays = {name: np.array(fields[name]) for name in ("mean", "covariance", "eigenvalues", "eigenvectors")}
         basis = Eigenbasis(
             fields["pixels"],
-            mean_image=np.load(path.with_name(MEAN_IMAGE)),
+            mean_image=np.load(path.with_name(MEAN_IMAGE_FILE)),
             manifest_sha256=fields["manifest_sha256"],
             **arrays,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not an eigenbasis with its {MEAN_IMAGE} ({error}); {remedy}") from error
+        raise ValueError(f"{path}: not an eigenbasis with its {MEAN_IMAGE_FILE} ({error}); {remedy}") from error
     if basis.manifest_sha256 != shards.manifest_sha256:
         raise ValueError(f"{path}: made of another shard set than {shards.folder} (their manifests differ); {remedy}")
     return basis
+
+
+def load_for(shards: ShardSet, path: Path | None = None) -> Eigenbasis:
+    """The eigenbasis of `shards`, from `path` or, by default, from the shard set's own folder. Raises as `load`."""
+    return load(path or eigenbasis_path(shards.folder), shards)

@@ -1,10 +1,10 @@
-"""Computes the RGB eigenbasis and the mean image of a shard set, decoding every pixel.
+"""Computes the RGB eigenbasis and the mean image of a shard set by principal component analysis (PCA) of every pixel.
 
     python tools/compute_pca.py data/imagenet-256/train
-    python tools/compute_pca.py /shared/imagenet-256/train --engine tcp://host:8786    # by a Dask cluster
+    python tools/compute_pca.py /shared/imagenet-256/train --engine tcp://host:8786    # run on a Dask cluster
 
-Writes SHARDS/eigenbasis.json (or --out) and mean_image.npy beside it; prints the basis and warns where the data looks
-unlike photographs. Any number of workers gives the same bits. Exits with 2 on wrong input.
+Writes the eigenbasis (JSON) and mean_image.npy into SHARDS, prints the eigenbasis, and warns if the data is unlike
+photographs. Any number of workers gives the same bits. Exit codes: 0 success; 2 wrong input.
 """
 
 from __future__ import annotations
@@ -12,29 +12,33 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from pipeline import rgb_pca
-from pipeline.shards.reader import open_shards
 from tools.shared.cli import Progress, add_workers, chosen_workers, run, write_json
 
 
 def main() -> int:
-    """Measures, checks, saves and prints."""
+    """Measures, checks, saves and prints the eigenbasis."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path, metavar="SHARDS")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: SHARDS/eigenbasis.json")
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="one split's shard set, usually train")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file; default: in SHARDS")
     add_workers(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what the screen says")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     args = parser.parse_args()
+
+    # Imported here, so that --help answers at once.
+    import numpy as np
+
+    from pipeline import rgb_pca
+    from pipeline.shards.reader import open_shards
+
     with Progress("hashing tars", None, "B") as hashing:
+        # The cluster's workers may have other working directories.
         shards = open_shards(args.shards.resolve() if args.engine else args.shards, hashing)
     with chosen_workers(args, rgb_pca.__name__) as workers, Progress("eigenbasis", len(shards)) as progress:
         basis = rgb_pca.measure(shards, workers, progress)
     warnings = rgb_pca.check(basis)
-    out = args.out or args.shards / "eigenbasis.json"
+    out = args.out or rgb_pca.eigenbasis_path(args.shards)
     rgb_pca.save(basis, out)
-    print(f"{out}: {len(shards):,} pictures, {basis.pixels:,} pixels, grey levels of 0..255")
+    print(f"{out}: {len(shards):,} images, {basis.pixels:,} pixels; unit: pixel values 0-255")
     print(f"  mean (R, G, B)       {np.array2string(basis.mean, precision=3)}")
     for number in range(3):
         vector = np.array2string(basis.eigenvectors[:, number], precision=4, sign=" ")

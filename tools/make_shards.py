@@ -2,7 +2,8 @@
 
     python tools/make_shards.py /data/imagenet data/imagenet-256
 
-SOURCE is a folder in any layout that ImageNet comes in, recognised by itself and read where it is, never unpacked:
+SOURCE is a folder in any layout in which ImageNet is distributed. The layout is detected, and files are read in place,
+without unpacking:
 
     ilsvrc      ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz
     kaggle      ILSVRC/Data/CLS-LOC/{train,val} and LOC_val_solution.csv
@@ -10,15 +11,15 @@ SOURCE is a folder in any layout that ImageNet comes in, recognised by itself an
     webdataset  tars of KEY.jpg and KEY.cls
     folders     train/<wnid>/*.JPEG and val/<wnid>/*.JPEG
 
-Pictures get a short side of 256. The same command after an interruption goes on where it stopped; over a finished set
-it does nothing. Prints a line per split, and what the work was bound by.
+Images are resized to a short side of 256. After an interruption, the same command continues where the run stopped; on a
+finished set it changes nothing. Prints a line per split and the bottleneck of the run.
 
-    python tools/make_shards.py data/imagenet-256 --verify            # every hash and index row; --deep: every picture
-    python tools/make_shards.py /data/imagenet data/imagenet-256 --repair   # rebuilds what is damaged, byte for byte
-    python tools/make_shards.py /shared/in /shared/out --engine tcp://host:8786     # shared out by a Dask cluster
+    python tools/make_shards.py data/imagenet-256 --verify            # check every hash and index row
+    python tools/make_shards.py data/imagenet-256 --verify --deep     # also decode every image
+    python tools/make_shards.py /data/imagenet data/imagenet-256 --repair   # rebuild damaged shards to the same bytes
+    python tools/make_shards.py /shared/in /shared/out --engine tcp://host:8786     # run on a Dask cluster
 
-Exits with 1 when more pictures than --max-quarantine cannot be decoded or --verify finds a fault, with 2 on wrong
-input.
+Exit codes: 0 success; 1 more images than --max-quarantine cannot be decoded, or --verify found a fault; 2 wrong input.
 """
 
 from __future__ import annotations
@@ -28,73 +29,67 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.imagenet.listing import SPLITS
-from pipeline.imagenet.source import LAYOUTS, open_source
-from pipeline.shards.bottleneck import bound_by
-from pipeline.shards.build import Outcome, ShardSettings, TooManyQuarantined, make_split, repair_split
-from pipeline.shards.transcode import FILTERS, STORED_SHAPES, SUBSAMPLINGS, ResizeSettings
-from pipeline.shards.verify import verify
-from pipeline.workers import Workers
+# Modules that import numpy, scipy or torch are imported inside functions, so that --help answers at once.
+from pipeline.shards.settings import FILTERS, STORED_SHAPES, SUBSAMPLINGS, ResizeSettings, ShardSettings
 from tools.shared.cli import Progress, add_workers, chosen_workers, cores, run, write_json
 
-QUARANTINE_SHARE = 0.001
-QUARANTINE_FLOOR = 10  # a small set may hold a few bad images too
+if TYPE_CHECKING:
+    from pipeline.shards.build import Outcome
+    from pipeline.workers import Workers
+
+MAX_QUARANTINE_SHARE = 0.001
+MIN_MAX_QUARANTINE = 10  # images; in a small set, a few bad images are a larger share
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SOURCE", nargs="?", help="not needed for --verify")
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--layout", choices=LAYOUTS, help="of SOURCE (default: recognised)")
-    parser.add_argument("--split", choices=SPLITS, help="only this split (default: every split that SOURCE holds)")
-    default, resize = ShardSettings(), ResizeSettings()
-    parser.add_argument("--stored", choices=STORED_SHAPES, default=resize.stored, help="default: %(default)s")
-    parser.add_argument("--filter", choices=FILTERS, default=resize.filter, help="default: %(default)s")
-    parser.add_argument("--quality", type=int, default=resize.quality, help="of the JPEGs; default: %(default)s")
-    parser.add_argument("--subsampling", choices=SUBSAMPLINGS, default=resize.subsampling, help="default: %(default)s")
-    parser.add_argument("--apply-exif", action="store_true", help="turn pictures as their cameras say")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the samples' order; default: %(default)s")
-    parser.add_argument("--shard-samples", type=int, default=default.shard_samples, help="default: %(default)s")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shard sets")
+    parser.add_argument("--layout", metavar="NAME", help="layout of SOURCE, as listed above; default: detect it")
+    parser.add_argument("--split", metavar="NAME", help="only train or only val; default: every split in SOURCE")
+    resize, shard = ResizeSettings(), ShardSettings()
+    add = parser.add_argument
+    add("--stored", choices=STORED_SHAPES, default=resize.stored, help="whole or centre; default: %(default)s")
+    add("--filter", choices=FILTERS, default=resize.filter, help="for resizing; default: %(default)s")
+    add("--quality", type=int, default=resize.quality, help="of the JPEGs, 1 to 100; default: %(default)s")
+    add("--subsampling", choices=SUBSAMPLINGS, default=resize.subsampling, help="of chroma; default: %(default)s")
+    add("--apply-exif", action="store_true", help="rotate images as their EXIF orientation says")
+    add("--seed", type=int, default=shard.seed, help="of the order of samples; default: %(default)s")
+    add("--shard-samples", type=int, default=shard.shard_samples, help="images per shard; default: %(default)s")
     add_workers(parser)
-    parser.add_argument(
-        "--max-quarantine",
-        type=int,
-        metavar="N",
-        help=f"images that may be undecodable; default: 1 in {1 / QUARANTINE_SHARE:,.0f}, at least {QUARANTINE_FLOOR}",
-    )
+    default_limit = f"1 in {1 / MAX_QUARANTINE_SHARE:,.0f}, but at least {MIN_MAX_QUARANTINE}"
+    quarantine_help = f"images that may be undecodable; default: {default_limit}"
+    parser.add_argument("--max-quarantine", type=int, metavar="N", help=quarantine_help)
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--verify", action="store_true", help="check what is in OUT; name every fault")
-    mode.add_argument("--repair", action="store_true", help="rebuild the damaged or missing shards of OUT from SOURCE")
-    parser.add_argument("--deep", action="store_true", help="with --verify: also decode every picture")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what the screen says")
+    mode.add_argument("--verify", action="store_true", help="check the shard sets in OUT and name every fault")
+    mode.add_argument("--repair", action="store_true", help="rebuild damaged or missing shards of OUT from SOURCE")
+    parser.add_argument("--deep", action="store_true", help="with --verify: also decode every image")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Shards, verifies or repairs every wanted split."""
+    """Makes, verifies or repairs the shard set of each split."""
     args = parse()
     if args.deep and not args.verify:
         raise ValueError("--deep without --verify; add --verify")
     if args.source is None and not args.verify:
-        raise ValueError("one folder given, expected SOURCE and OUT (only --verify does without SOURCE)")
-    if args.engine:  # other machines have other working folders
+        raise ValueError("one folder given, expected SOURCE and OUT (only --verify needs no SOURCE)")
+    if args.engine:  # the cluster's workers may have other working directories
         args.out, args.source = args.out.resolve(), args.source and args.source.resolve()
-    with chosen_workers(args, make_split.__module__) as workers:
-        return check(args, workers) if args.verify else make(args, workers)
+    with chosen_workers(args, "pipeline.shards.build") as workers:
+        return verify(args, workers) if args.verify else make(args, workers)
 
 
 def make(args: argparse.Namespace, workers: Workers) -> int:
-    """Shards or repairs; 1 where too many pictures cannot be decoded."""
-    resize = ResizeSettings(
-        stored=args.stored,
-        filter=args.filter,
-        quality=args.quality,
-        subsampling=args.subsampling,
-        apply_exif=args.apply_exif,
-    )
-    settings = ShardSettings(resize, args.seed, args.shard_samples)
+    """Makes or repairs the shard sets. Returns 1 if too many images cannot be decoded."""
+    settings = settings_of(args)
+    from pipeline.imagenet.source import open_source
+    from pipeline.shards.build import TooManyQuarantined, make_split, repair_split
+
     source = open_source(args.source, args.layout)
     if args.split and args.split not in source.splits():
         raise ValueError(f"{args.source}: layout {source.layout} without split {args.split!r}, found {source.splits()}")
@@ -105,7 +100,7 @@ def make(args: argparse.Namespace, workers: Workers) -> int:
         print(f"{split}: {len(listing.items):,} images of {len(listing.classes)} classes, layout {listing.layout}")
         limit = args.max_quarantine
         if limit is None:
-            limit = max(QUARANTINE_FLOOR, int(QUARANTINE_SHARE * len(listing.items)))
+            limit = max(MIN_MAX_QUARANTINE, int(MAX_QUARANTINE_SHARE * len(listing.items)))
         started_s = time.monotonic()
         try:
             with Progress(f"sharding {split}", len(listing.items)) as progress:
@@ -118,45 +113,65 @@ def make(args: argparse.Namespace, workers: Workers) -> int:
     return 0
 
 
-def check(args: argparse.Namespace, workers: Workers) -> int:
-    """`--verify`: prints every fault of every split in OUT; 1 if there is any."""
+def settings_of(args: argparse.Namespace) -> ShardSettings:
+    """The settings that the command line asks for."""
+    resize = ResizeSettings(
+        stored=args.stored,
+        filter=args.filter,
+        quality=args.quality,
+        subsampling=args.subsampling,
+        apply_exif=args.apply_exif,
+    )
+    return ShardSettings(resize, args.seed, args.shard_samples)
+
+
+def verify(args: argparse.Namespace, workers: Workers) -> int:
+    """Prints every fault of every split in OUT. Returns 1 if there is any."""
+    from pipeline.imagenet.listing import SPLITS
+    from pipeline.shards import verify as verification
+
     splits = [args.split] if args.split else [split for split in SPLITS if (args.out / split).is_dir()]
     if not splits or not all((args.out / split).is_dir() for split in splits):
-        raise ValueError(f"{args.out}: no {' or '.join(splits or SPLITS)} folder here; expected what make_shards wrote")
+        expected = " or ".join(splits or SPLITS)
+        raise ValueError(f"{args.out}: no {expected} folder here; expected an OUT folder of make_shards")
     record = {}
     for split in splits:
         folder = args.out / split
         with Progress(f"verifying {split}", None) as progress:
-            faults = verify(folder, args.deep, workers, progress)
+            faults = verification.verify(folder, args.deep, workers, progress)
         for fault in faults:
             print(f"{folder}: {fault}")
-        print(f"{folder}: {f'{len(faults)} faults; --repair rebuilds them' if faults else 'as it was written'}")
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}; --repair rebuilds what is damaged"
+        print(f"{folder}: {count if faults else 'intact, as it was written'}")
         record[split] = [asdict(fault) for fault in faults]
     write_json(args.json, record)
     return 1 if any(record.values()) else 0
 
 
 def report(outcome: Outcome, folder: Path, took_s: float, workers: int) -> dict[str, object]:
-    """Prints what became of a split, and what the work on it was bound by; returns it for `--json`."""
+    """Prints the result of a split and the bottleneck of the run; returns both for `--json`."""
+    from pipeline.shards.bottleneck import find_bottleneck
+
     manifest = outcome.manifest
-    total = sum(shard.bytes for shard in manifest.shards)
-    whole = outcome.written == len(manifest.shards)  # else the time is not that of making it
-    rate = manifest.samples / took_s if whole else None
-    how = f"{took_s:.1f} s, {rate:,.0f} img/s ({rate / workers:,.0f} a worker)" if rate else "whole"
-    print(f"{folder}: {manifest.samples:,} samples in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB; {how}")
-    bound = bound_by(outcome.busy, took_s, workers, cores(), outcome.written) if outcome.written else None
-    if bound:
-        print(f"  {bound}")
+    shards, total_bytes = len(manifest.shards), sum(shard.bytes for shard in manifest.shards)
+    complete_run = outcome.shards_written == shards  # otherwise the time is not that of the whole set
+    img_s = manifest.samples / took_s if complete_run else None
+    how = f"{took_s:.1f} s, {img_s:,.0f} img/s ({img_s / workers:,.0f} per worker)" if img_s else "complete"
+    print(f"{folder}: {manifest.samples:,} samples in {shards} shards, {total_bytes / 1e6:,.1f} MB; {how}")
+    bottleneck = None
+    if outcome.shards_written:
+        bottleneck = find_bottleneck(outcome.stage_seconds, took_s, workers, cores(), outcome.shards_written)
+        print(f"  {bottleneck}")
     for entry in manifest.quarantined:
         print(f"  quarantined {entry.key}: {entry.reason}")
     return {
         "folder": str(folder),
         "samples": manifest.samples,
-        "shards": len(manifest.shards),
-        "bytes": total,
-        "img_s": rate,
+        "shards": shards,
+        "bytes": total_bytes,
+        "img_s": img_s,
         "workers": workers,
-        "bound_by": asdict(bound) if bound else None,
+        "bottleneck": asdict(bottleneck) if bottleneck else None,
         "quarantined": {entry.key: entry.reason for entry in manifest.quarantined},
     }
 

@@ -1,7 +1,8 @@
-"""Pictures that cannot be decoded: which they are, and what a batch shows instead of them.
+"""Samples whose image cannot be decoded: how they are found, and which sample replaces each of them.
 
-make_shards quarantines such pictures, so a set has them only where its bytes were damaged later, or where something
-else wrote it. What stands in for one is a pure function of the set and its epoch's order, on any number of ranks.
+make_shards quarantines images that cannot be decoded. A shard set therefore holds one only if its bytes were damaged
+later, or if another program wrote the set. The substitute of a bad sample is a pure function of the shard set and the
+epoch's order, so it is the same on any number of ranks.
 """
 
 from __future__ import annotations
@@ -9,43 +10,56 @@ from __future__ import annotations
 from io import BytesIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.loader.order import Ids
 from pipeline.shards.reader import ShardSet
 
-Ids = NDArray[np.int64]
 END_OF_JPEG = b"\xff\xd9"
-REMEDY = "run make_shards again into a new folder, which quarantines such pictures"
+REMEDY = "run make_shards into a new folder, which quarantines such images"
 
 
 def damaged(shards: ShardSet, ids: Ids) -> dict[int, str]:
-    """The samples among `ids` that Pillow cannot decode: by id, where they are, and why."""
+    """Finds the samples among `ids` (N,) that Pillow cannot decode.
+
+    Returns:
+        For each damaged sample id, the place (tar, byte offset, key) and the reason.
+    """
     found = {}
     for sample_id, jpeg in zip(ids.tolist(), shards.jpegs(ids), strict=True):
         try:
-            with Image.open(BytesIO(jpeg.tobytes())) as picture:
-                picture.load()
-            if not jpeg.tobytes().endswith(END_OF_JPEG):
-                raise ValueError("the end is missing")
-        except UnidentifiedImageError:  # its own words name an object in memory
-            found[sample_id] = f"{shards.where(sample_id)} (no picture)"
+            with Image.open(BytesIO(jpeg.tobytes())) as image:
+                image.load()
+            if not jpeg.tobytes().endswith(END_OF_JPEG):  # DALI rejects such a file; Pillow does not
+                raise ValueError("the end-of-image marker is missing")
+        except UnidentifiedImageError:  # Pillow's message would name an object in memory
+            found[sample_id] = f"{shards.where(sample_id)} (not an image in a known format)"
         except (OSError, ValueError, SyntaxError) as error:
             found[sample_id] = f"{shards.where(sample_id)} ({error})"
     return found
 
 
-def several(places: list[str]) -> str:
-    """The first few of many."""
+def first_few(places: list[str]) -> str:
+    """The first three of `places` for a message, with "..." if there are more."""
     return "; ".join(places[:3]) + ("; ..." if len(places) > 3 else "")
 
 
 def substitute_for(shards: ShardSet, sample_id: int, order: Ids) -> int:
-    """The sample shown instead of a bad one: the first sound one in the epoch's `order` of the whole set, from half an
-    epoch away on, so that a batch seldom shows one twice. ValueError where the set has none."""
+    """The sample that replaces a bad one: the first intact one from half an epoch after it, cyclically.
+
+    Half an epoch away, a substitute is seldom in the batch already.
+
+    Args:
+        shards: the whole shard set.
+        sample_id: the bad sample.
+        order: (N,) the ids of the whole set in the order of the epoch.
+
+    Raises:
+        ValueError: no image of the set can be decoded.
+    """
     start = int(np.flatnonzero(order == sample_id)[0]) + len(order) // 2
     for place in range(start, start + len(order)):
         candidate = order[place % len(order)]
         if not damaged(shards, candidate[None]):
             return int(candidate)
-    raise ValueError(f"{shards.folder}: no picture of this set can be decoded; {REMEDY}")
+    raise ValueError(f"{shards.folder}: no image of this shard set can be decoded; {REMEDY}")

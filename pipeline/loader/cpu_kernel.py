@@ -1,9 +1,11 @@
-"""Mirroring, lighting and cast of a crop in one pass, as an operator for DALI's CPU backend.
+"""Mirroring and normalisation of a crop in one compiled pass, as an operator for DALI's CPU backend.
 
-    out[c, y, x] = (crop[y, x, c] - mean[c] - residual[c, y, x]) / std[c], x counted from the right where mirrored
+    out[c, y, x] = (crop[y, x, c] - mean[c] - residual[c, y, x]) / std[c]
 
-DALI's own `crop_mirror_normalize` does this on the GPU. On the CPU it goes pixel by pixel and takes 0.14 ms for a crop,
-which is close to half of its decoding; compiled for the processor's vector units it is 0.03 ms (LOG.md).
+If the crop is mirrored, x counts from the right on the side of the crop. The loader puts the PCA (principal component
+analysis) lighting noise of a sample into `mean`. DALI's own `crop_mirror_normalize` does this on the GPU. On the CPU it
+processes one pixel at a time and takes 0.14 ms for a crop, close to half of the time of decoding; this kernel, which
+numba compiles to vector instructions, takes 0.03 ms (LOG.md).
 """
 
 from __future__ import annotations
@@ -18,22 +20,33 @@ from nvidia.dali import types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer
 
-from pipeline.loader.augment import CROP
-
-Floats = NDArray[np.float32]
+from pipeline.loader.augment import CROP, Floats
 
 
+# cache=True stores the machine code on disk, so that only the first process compiles it. error_model="numpy" makes
+# 1 / 0 infinite, as in NumPy, so that the kernel needs no code that raises exceptions.
 @numba.njit("void(f4[:,:,::1], u1[:,:,::1], i4[::1], f4[::1], f4[::1], f4[:,:,::1])", cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def light(
+def mirror_normalize(
     out: Floats, crop: NDArray[np.uint8], mirror: NDArray[np.int32], mean: Floats, std: Floats, residual: Floats
 ) -> None:
-    """Fills `out` (3, H, W) from `crop` (H, W, 3); `mirror` (1,), `mean` and `std` (3,), `residual` (3, H, W)."""
+    """Fills `out` with the mirrored and normalised crop.
+
+    Args:
+        out: float32 (3, H, W), overwritten.
+        crop: uint8 (H, W, 3).
+        mirror: (1,) 1 if the crop is mirrored, 0 if not.
+        mean: (3,) subtracted from each channel.
+        std: (3,) divides each channel.
+        residual: (3, H, W) subtracted from each pixel.
+    """
     height, width = crop.shape[0], crop.shape[1]
     red_scale, green_scale, blue_scale = np.float32(1) / std[0], np.float32(1) / std[1], np.float32(1) / std[2]
     for y in range(height):
         pixels = crop[y].reshape(-1)
         red, green, blue = out[0, y], out[1, y], out[2, y]
-        if mirror[0]:  # unsigned: an index that could be negative would be looked at each time, and nothing vectorised
+        if mirror[0]:
+            # Unsigned indices: numba checks every signed index that may be negative for Python's wrap-around, and a
+            # loop with that check is not vectorised.
             for x in range(width):
                 red[numba.uintp(width - 1 - x)] = pixels[3 * x]
                 green[numba.uintp(width - 1 - x)] = pixels[3 * x + 1]
@@ -43,35 +56,38 @@ def light(
                 red[x] = pixels[3 * x]
                 green[x] = pixels[3 * x + 1]
                 blue[x] = pixels[3 * x + 2]
+        # A second loop for the arithmetic: it runs over whole planes with unit stride, on a row that is in the cache.
         for x in range(width):
             red[x] = (red[x] - mean[0] - residual[0, y, x]) * red_scale
             green[x] = (green[x] - mean[1] - residual[1, y, x]) * green_scale
             blue[x] = (blue[x] - mean[2] - residual[2, y, x]) * blue_scale
 
 
-# What DALI calls for each crop, and once for the shapes of a batch: addresses of arrays of addresses. The plugin would
-# compile such functions around ours in every process, which takes seconds; compiled here, they are cached on disk.
-_ADDRESSES = "u8, u8, u8, i4, u8, u8, u8, i4"
+# DALI calls an operator of its numba plugin through two C functions: one for the output shapes of a batch, and one for
+# each sample. Their arguments are addresses of arrays of addresses. The plugin would compile both around our kernel
+# anew in every process, which takes 2 to 4 s. Compiled here as C callbacks, they are cached on disk with the kernel.
+_SAMPLE_SIGNATURE = "void(u8, u8, u8, i4, u8, u8, u8, i4)"
+_SHAPES_SIGNATURE = "void(u8, u8, i4, u8, u8, i4, i4)"
 
 
-@numba.cfunc(f"void({_ADDRESSES})", cache=True)  # type: ignore[untyped-decorator]
-def _run(
+@numba.cfunc(_SAMPLE_SIGNATURE, cache=True)  # type: ignore[untyped-decorator]
+def _run_sample(
     outs: int, out_shapes: int, out_ndims: int, out_count: int, ins: int, in_shapes: int, in_ndims: int, in_count: int
 ) -> None:
     out = numba.carray(address_as_void_pointer(outs), 1, dtype=np.uint64)
-    given = numba.carray(address_as_void_pointer(ins), 5, dtype=np.uint64)
-    light(
+    inputs = numba.carray(address_as_void_pointer(ins), 5, dtype=np.uint64)
+    mirror_normalize(
         numba.carray(address_as_void_pointer(out[0]), (3, CROP, CROP), dtype=np.float32),
-        numba.carray(address_as_void_pointer(given[0]), (CROP, CROP, 3), dtype=np.uint8),
-        numba.carray(address_as_void_pointer(given[1]), (1,), dtype=np.int32),
-        numba.carray(address_as_void_pointer(given[2]), (3,), dtype=np.float32),
-        numba.carray(address_as_void_pointer(given[3]), (3,), dtype=np.float32),
-        numba.carray(address_as_void_pointer(given[4]), (3, CROP, CROP), dtype=np.float32),
+        numba.carray(address_as_void_pointer(inputs[0]), (CROP, CROP, 3), dtype=np.uint8),
+        numba.carray(address_as_void_pointer(inputs[1]), (1,), dtype=np.int32),
+        numba.carray(address_as_void_pointer(inputs[2]), (3,), dtype=np.float32),
+        numba.carray(address_as_void_pointer(inputs[3]), (3,), dtype=np.float32),
+        numba.carray(address_as_void_pointer(inputs[4]), (3, CROP, CROP), dtype=np.float32),
     )
 
 
-@numba.cfunc("void(u8, u8, i4, u8, u8, i4, i4)", cache=True)  # type: ignore[untyped-decorator]
-def _shapes(
+@numba.cfunc(_SHAPES_SIGNATURE, cache=True)  # type: ignore[untyped-decorator]
+def _set_output_shapes(
     out_shapes: int, out_ndims: int, out_count: int, in_shapes: int, in_ndims: int, in_count: int, samples: int
 ) -> None:
     for address in numba.carray(address_as_void_pointer(out_shapes), samples, dtype=np.uint64):
@@ -79,29 +95,31 @@ def _shapes(
         shape[0], shape[1], shape[2] = 3, CROP, CROP
 
 
-class _Light(NumbaFunction):  # type: ignore[misc]
-    """The plugin's operator with functions that are compiled already."""
+class _CompiledOperator(NumbaFunction):  # type: ignore[misc]
+    """The plugin's operator, given the addresses of callbacks that are compiled already."""
 
     def _get_run_fn_cpu(self, *_: Any) -> int:
-        return int(_run.address)
+        return int(_run_sample.address)
 
     def _get_setup_fn_cpu(self, *_: Any) -> int:
-        return int(_shapes.address)
+        return int(_set_output_shapes.address)
 
 
 @cache
 def _operator() -> NumbaFunction:
-    byte, whole, single = types.UINT8, types.INT32, types.FLOAT
-    return _Light(
-        run_fn=light,
-        setup_fn=_shapes,
-        out_types=[single],
+    uint8, int32, float32 = types.UINT8, types.INT32, types.FLOAT
+    return _CompiledOperator(
+        run_fn=mirror_normalize,
+        setup_fn=_set_output_shapes,
+        out_types=[float32],
         outs_ndim=[3],
-        in_types=[byte, whole, single, single, single],
+        in_types=[uint8, int32, float32, float32, float32],
         ins_ndim=[3, 1, 1, 1, 3],
     )
 
 
-def lit(crop: DataNode, mirror: DataNode, mean: DataNode, std: DataNode, residual: DataNode) -> DataNode:
-    """`light` as a node of the pipeline that is being defined: float32 (3, 224, 224)."""
+def mirror_normalize_node(
+    crop: DataNode, mirror: DataNode, mean: DataNode, std: DataNode, residual: DataNode
+) -> DataNode:
+    """Adds `mirror_normalize` to the pipeline that is being defined; its output is float32 (3, 224, 224)."""
     return _operator()(crop, mirror, mean, std, residual)

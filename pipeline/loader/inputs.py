@@ -1,4 +1,9 @@
-"""TODO-DOC pipeline.loader.inputs (from pipeline.loader)."""
+"""The inputs of each batch: which samples are in it, what is drawn for them, and their encoded bytes, as DALI tensors.
+
+`BatchPlanner` prepares training batches and replaces damaged samples; `view_batches` prepares evaluation batches.
+Encoded bytes are views of memory-mapped tars. The kernel is told to read them when a batch is prepared, several batches
+before DALI needs them.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +20,41 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
-from pipeline.loader.augment import CROP, Mean, central_origin, draw, mean_of
-from pipeline.loader.bad_samples import REMEDY, several, substitute_for
-from pipeline.loader.graphs import Engine, train_graph
-from pipeline.loader.order import batch_ids, evaluation_batches, steps_per_epoch, windowed_order
+from pipeline.loader.augment import CROP, Floats, Mean, central_origin, draw, mean_of
+from pipeline.loader.bad_samples import REMEDY, first_few, substitute_for
+from pipeline.loader.graphs import GraphSettings, train_graph
+from pipeline.loader.order import Ids, batch_ids, evaluation_batches, steps_per_epoch, windowed_order
 from pipeline.loader.settings import LoaderSettings, check_device
 from pipeline.philox import epoch_order
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 
-Ids = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
-class Work:
-    """A batch to be made: which samples, and what the graph wants to be fed. Its bytes are on their way into memory."""
+class BatchInputs:
+    """Everything DALI needs for one batch of N samples.
+
+    Attributes:
+        epoch: counts from 0.
+        step: counts from 0 in each epoch.
+        ids: (N,) the sample ids.
+        tensors: the graph's inputs by name (see `train_graph`).
+        divisor: the number by which the images are divided.
+    """
 
     epoch: int
     step: int
     ids: Ids
-    inputs: dict[str, TensorListCPU]
+    tensors: dict[str, TensorListCPU]
     divisor: float
 
 
-class Plan:
-    """The work of a rank's training, and what to do where it meets pictures that cannot be decoded. `skipped` has
-    those that were skipped, by id: where they are, and why."""
+class BatchPlanner:
+    """Prepares the training batches of one rank, and replaces samples that cannot be decoded.
+
+    Attributes:
+        skipped: for each sample id that was replaced so far, its place and why it cannot be decoded.
+    """
 
     def __init__(
         self, shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, rank: int = 0, ranks: int = 1
@@ -48,44 +62,56 @@ class Plan:
         self.skipped: dict[int, str] = {}
         self._shards, self._basis, self._settings = shards, basis, settings
         self._rank, self._ranks = rank, ranks
-        self._residual = residual_of(basis, settings.mean)
+        self._residual = mean_residual(basis, settings.mean)
 
-    def work(self, start_epoch: int = 0, start_step: int = 0) -> Generator[Work]:
-        """Endless, from that step on."""
+    def batches(self, start_epoch: int = 0, start_step: int = 0) -> Generator[BatchInputs]:
+        """Yields the rank's batches without end, from `start_step` of `start_epoch` on."""
         steps = steps_per_epoch(len(self._shards), self._settings.batch)
         order = order_of(self._shards, self._settings, start_epoch)
-        with ThreadPoolExecutor(1) as pool:  # an ImageNet's order takes a sixth of a second: have the next one ready
+        # The order of ImageNet takes a sixth of a second to compute, so the next epoch's is computed in a thread.
+        with ThreadPoolExecutor(1) as pool:
             for epoch in count(start_epoch):
-                following = pool.submit(order_of, self._shards, self._settings, epoch + 1)
+                next_order = pool.submit(order_of, self._shards, self._settings, epoch + 1)
                 for step in range(start_step if epoch == start_epoch else 0, steps):
                     ids = batch_ids(order, step, self._settings.batch, self._rank, self._ranks)
-                    yield self._work(epoch, step, ids)
-                order = following.result()
+                    yield self._batch(epoch, step, ids)
+                order = next_order.result()
 
-    def mended(self, work: Work, found: dict[int, str]) -> Work | None:
-        """`work` with others in the place of those among the damaged samples `found` that DALI does not decode; None
-        where none may be skipped, or DALI decodes them all. ValueError where they are too many."""
+    def with_substitutes(self, batch: BatchInputs, found: dict[int, str]) -> BatchInputs | None:
+        """Replaces the samples of a batch that DALI cannot decode.
+
+        Args:
+            batch: a batch on which DALI failed.
+            found: the damaged samples of the batch, with place and reason (from `damaged`).
+
+        Returns:
+            The batch with substitutes, or None if the settings do not allow them or DALI can decode every sample.
+
+        Raises:
+            ValueError: more than `max_bad_samples` samples were skipped.
+        """
         if self._settings.on_bad_sample == "stop":
             return None
-        # DALI reads a picture no further down than its crop, so it may decode a damaged one in some epochs. Asked of
-        # each alone, the answer does not depend on what else is in the batch.
-        bad = {sample_id: where for sample_id, where in found.items() if not self._decodes(work.epoch, sample_id)}
+        # DALI decodes an image only down to the end of its crop, so whether it fails on a damaged image depends on the
+        # epoch's crop. Each damaged sample is tried alone: the result then does not depend on the rest of the batch,
+        # and so not on the number of ranks.
+        bad = {sample_id: place for sample_id, place in found.items() if not self._decodes(batch.epoch, sample_id)}
         self.skipped |= bad
         if len(self.skipped) > self._settings.max_bad_samples:
             raise ValueError(
-                f"{len(self.skipped)} pictures cannot be decoded, and at most {self._settings.max_bad_samples} may be "
-                f"skipped: {several(list(self.skipped.values()))}; {REMEDY}"
+                f"{len(self.skipped)} images cannot be decoded, and at most {self._settings.max_bad_samples} may be "
+                f"skipped: {first_few(list(self.skipped.values()))}; {REMEDY}"
             )
-        order = order_of(self._shards, self._settings, work.epoch)
-        ids = [substitute_for(self._shards, i, order) if i in bad else i for i in work.ids.tolist()]
-        return self._work(work.epoch, work.step, np.array(ids)) if bad else None
+        order = order_of(self._shards, self._settings, batch.epoch)
+        ids = [substitute_for(self._shards, i, order) if i in bad else i for i in batch.ids.tolist()]
+        return self._batch(batch.epoch, batch.step, np.array(ids)) if bad else None
 
     def _decodes(self, epoch: int, sample_id: int) -> bool:
-        """Whether DALI makes this epoch's crop of the sample, alone."""
-        work = self._work(epoch, 0, np.array([sample_id]))
-        graph = train_graph(replace(engine_for(self._settings, 1), queue_depth=1), "decode")
+        """Whether DALI can decode this epoch's crop of one sample, tried in a pipeline of its own."""
+        batch = self._batch(epoch, 0, np.array([sample_id]))
+        graph = train_graph(replace(graph_settings(self._settings, 1), queue_depth=1), "decode")
         for name in graph.inputs:
-            graph.pipeline.feed_input(name, work.inputs[name])
+            graph.pipeline.feed_input(name, batch.tensors[name])
         graph.pipeline.schedule_run()
         try:
             graph.pipeline.outputs()
@@ -93,49 +119,72 @@ class Plan:
             return False
         return True
 
-    def _work(self, epoch: int, step: int, ids: Ids) -> Work:
-        arrays, divisor = _drawn(self._shards, self._basis, self._settings, epoch, ids)
-        return Work(epoch, step, ids, _inputs(self._shards, ids, arrays, self._residual), divisor)
+    def _batch(self, epoch: int, step: int, ids: Ids) -> BatchInputs:
+        arrays, divisor = _drawn_arrays(self._shards, self._basis, self._settings, epoch, ids)
+        return BatchInputs(epoch, step, ids, _tensors(self._shards, ids, arrays, self._residual), divisor)
 
 
 def order_of(shards: ShardSet, settings: LoaderSettings, epoch: int) -> Ids:
-    """The sample ids (N,) of the set in the order in which `epoch` visits them, tail and all."""
+    """All sample ids (N,) of the set in the order of `epoch`, including the tail that does not fill a batch."""
     if settings.order == "windowed":
         return windowed_order(shards.index["shard"], settings.seed, epoch, settings.window_shards)
     return epoch_order(len(shards), settings.seed, epoch)
 
 
-def _drawn(
+def view_batches(
+    shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, rank: int, ranks: int
+) -> Generator[BatchInputs]:
+    """Yields the evaluation batches in which `rank` has samples, each once, without noise."""
+    residual = mean_residual(basis, settings.mean)
+    for step, ids in enumerate(evaluation_batches(len(shards), settings.batch, rank, ranks)):
+        if not len(ids):
+            continue
+        no_offset = np.zeros_like(ids)
+        arrays = {
+            **_tags_and_origins(shards, ids, no_offset, no_offset),
+            "mean": np.tile(basis.mean.astype(np.float32), (len(ids), 1)),
+            "std": np.ones((len(ids), 3), np.float32),
+        }
+        yield BatchInputs(0, step, ids, _tensors(shards, ids, arrays, residual), 1.0)
+
+
+def mean_residual(basis: Eigenbasis, mean: Mean) -> Floats:
+    """The mean minus the channel means, float32 (3, 224, 224): zeros for "channel".
+
+    The channel means, and with them the lighting noise, are one number per channel and sample. What is left of the mean
+    image is the same for all samples.
+    """
+    residual = mean_of(basis, mean) - mean_of(basis, "channel")
+    return np.array(np.broadcast_to(residual, (3, CROP, CROP)), order="C")
+
+
+def graph_settings(settings: LoaderSettings, batch: int) -> GraphSettings:
+    """The settings of a graph for batches of at most `batch` samples; ValueError if the CUDA device is missing."""
+    check_device(settings.device)
+    device_id = torch.cuda.current_device() if settings.device == "cuda" else None
+    return GraphSettings(
+        batch, settings.device, device_id, settings.threads, settings.queue_depth, settings.hw_decoder_load
+    )
+
+
+def _drawn_arrays(
     shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, epoch: int, ids: Ids
 ) -> tuple[dict[str, NDArray[Any]], float]:
-    """What is drawn for the samples `ids` in `epoch`, as the graph wants it, and the lighting's divisor."""
+    """The graph's small inputs for the samples `ids` in `epoch`, by name, and the lighting's divisor."""
     draws = draw(settings.seed, epoch, ids, settings.positions)
-    offsets, divisor = settings.lighting_at(epoch).colour(draws.normals, basis)
+    offsets, divisor = settings.lighting_at(epoch).offsets_and_divisor(draws.normals, basis)
     arrays = {
-        **_places(shards, ids, draws.left, draws.top),
+        **_tags_and_origins(shards, ids, draws.left, draws.top),
         "mirror": draws.mirror.astype(np.int32)[:, None],
+        # pixel - mean + offset = pixel - (mean - offset): the noise needs no pass over the pixels of its own.
         "mean": basis.mean.astype(np.float32) - offsets,
         "std": np.full((len(ids), 3), divisor, np.float32),
     }
     return arrays, divisor
 
 
-def view_work(shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, rank: int, ranks: int) -> Generator[Work]:
-    residual = residual_of(basis, settings.mean)
-    for step, ids in enumerate(evaluation_batches(len(shards), settings.batch, rank, ranks)):
-        if not len(ids):
-            continue
-        nowhere = np.zeros_like(ids)
-        arrays = {
-            **_places(shards, ids, nowhere, nowhere),
-            "mean": np.tile(basis.mean.astype(np.float32), (len(ids), 1)),
-            "std": np.ones((len(ids), 3), np.float32),
-        }
-        yield Work(0, step, ids, _inputs(shards, ids, arrays, residual), 1.0)
-
-
-def _places(shards: ShardSet, ids: Ids, left: Ids, top: Ids) -> dict[str, NDArray[Any]]:
-    """`tags`, and the `origin` of what stands `left`, `top` into the central square."""
+def _tags_and_origins(shards: ShardSet, ids: Ids, left: Ids, top: Ids) -> dict[str, NDArray[Any]]:
+    """The inputs `tags`, and `origin` for offsets `left` and `top` (N,) in the central square."""
     rows = shards.index[ids]
     width, height = rows["width"].astype(np.int64), rows["height"].astype(np.int64)
     return {
@@ -144,38 +193,34 @@ def _places(shards: ShardSet, ids: Ids, left: Ids, top: Ids) -> dict[str, NDArra
     }
 
 
-def residual_of(basis: Eigenbasis, mean: Mean) -> NDArray[np.float32]:
-    """What the mean has beyond the channel means: float32 (3, 224, 224), zeros for "channel"."""
-    beyond = mean_of(basis, mean) - mean_of(basis, "channel")
-    return np.array(np.broadcast_to(beyond, (3, CROP, CROP)), order="C")
+def _tensors(shards: ShardSet, ids: Ids, arrays: dict[str, NDArray[Any]], residual: Floats) -> dict[str, TensorListCPU]:
+    """The encoded bytes, `arrays` and the residual as DALI's own tensor type.
 
-
-def _inputs(
-    shards: ShardSet, ids: Ids, arrays: dict[str, NDArray[Any]], residual: NDArray[np.float32]
-) -> dict[str, TensorListCPU]:
-    """The encoded bytes and `arrays` as DALI's own type, which takes half the time that feed_input takes to make it."""
+    `feed_input` would make the same tensors of NumPy arrays, and takes twice the time for it.
+    """
     jpegs = [TensorCPU(jpeg) for jpeg in shards.jpegs(ids)]
-    _announce(np.array([jpeg.data_ptr() for jpeg in jpegs]), shards.index["size"][ids])
-    inputs = {name: TensorListCPU(array) for name, array in arrays.items()}
-    same = TensorListCPU([TensorCPU(residual)] * len(ids), contiguous=False)  # one array, for every sample
-    return {"jpeg": TensorListCPU(jpegs, contiguous=False), "residual": same, **inputs}
+    _advise_read(np.array([jpeg.data_ptr() for jpeg in jpegs]), shards.index["size"][ids])
+    tensors = {name: TensorListCPU(array) for name, array in arrays.items()}
+    # contiguous=False keeps a list of pointers. The default would copy all samples into one buffer: the encoded bytes
+    # out of the mapped tars, and the residual, 600 kB, once for every sample.
+    same_residual = TensorListCPU([TensorCPU(residual)] * len(ids), contiguous=False)
+    return {"jpeg": TensorListCPU(jpegs, contiguous=False), "residual": same_residual, **tensors}
 
 
 _madvise = ctypes.CDLL(None).madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def _announce(addresses: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
-    """Has the kernel read these parts of mapped files, and nothing else, while we do other work.
+def _advise_read(addresses: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
+    """Asks the kernel to read exactly these parts of the mapped files in the background.
 
-    Without it a cold read pulls in the whole read-ahead window around each picture: measured, 23 times the bytes.
+    Without this advice a page fault reads the kernel's whole read-ahead window around each image, which was measured to
+    be 23 times as many bytes.
+
+    Args:
+        addresses: (N,) of the first byte of each part in this process's memory.
+        sizes: (N,) in bytes.
     """
-    pages = addresses & -mmap.PAGESIZE
+    pages = addresses & -mmap.PAGESIZE  # madvise needs the start of a page
     for page, length in zip(pages.tolist(), (addresses + sizes - pages).tolist(), strict=True):
-        _madvise(page, length, mmap.MADV_WILLNEED)  # advice: an error would not matter
-
-
-def engine_for(settings: LoaderSettings, batch: int) -> Engine:
-    check_device(settings.device)
-    device_id = torch.cuda.current_device() if settings.device == "cuda" else None
-    return Engine(batch, settings.device, device_id, settings.threads, settings.queue_depth, settings.hw_decoder_load)
+        _madvise(page, length, mmap.MADV_WILLNEED)  # the result is ignored: without the advice, reads are only slower

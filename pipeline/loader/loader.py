@@ -1,9 +1,9 @@
-"""The feed: a shard set in, batches of float32 (N, 3, 224, 224) RGB crops out, on the loader's device.
+"""The data loader: a shard set in, batches of float32 (N, 3, 224, 224) RGB crops out, on the loader's device.
 
-`TrainLoader` is endless and `view_loader` goes through a set once. There is no state to save: every batch is a pure
-function of (shard set, settings, epoch, step), whatever the number of ranks or threads, so resuming is naming
-(epoch, step). Pixels are in grey levels 0..255, minus the mean, lit and divided as `augment.py` says. Batches are the
-caller's to keep.
+`TrainLoader` is endless; `view_loader` goes through a set once. There is no state to save: every batch is a pure
+function of (shard set, settings, epoch, step), whatever the number of ranks or threads. To resume, pass (epoch, step).
+Pixel values are 0-255 minus the mean, with PCA (principal component analysis) lighting noise, as `augment.py` says. The
+caller owns the batches: later batches do not overwrite them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.loader.augment import CROP
 from pipeline.loader.graphs import Stage, train_graph, view_graph
-from pipeline.loader.inputs import Ids, Plan, Work, engine_for, residual_of, view_work
-from pipeline.loader.order import evaluation_batches, local_batch, steps_per_epoch
+from pipeline.loader.inputs import BatchInputs, BatchPlanner, graph_settings, mean_residual, view_batches
+from pipeline.loader.order import Ids, evaluation_batches, local_batch, steps_per_epoch
 from pipeline.loader.runner import Runner
 from pipeline.loader.settings import LoaderSettings
 from pipeline.rgb_pca import Eigenbasis
@@ -29,8 +29,15 @@ from pipeline.shards.reader import ShardSet
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of N: `images` float32 (N, 3, 224, 224), or (N, views, 3, 224, 224) from `view_loader`; `labels` and sample
-    `ids` int64 (N,); all on the loader's device. `epoch` and `step` count from 0."""
+    """A batch of N samples; all tensors are on the loader's device.
+
+    Attributes:
+        images: float32 (N, 3, 224, 224), or (N, views, 3, 224, 224) from `view_loader`.
+        labels: int64 (N,) class indices.
+        ids: int64 (N,) sample ids.
+        epoch: counts from 0.
+        step: counts from 0 in each epoch.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -40,11 +47,25 @@ class Batch:
 
 
 class TrainLoader:
-    """Endless iterator over this rank's part of every global batch, from `start_step` of `start_epoch` on.
+    """An endless iterator over one rank's part of every global batch.
 
-    Prefetches across the edges of epochs. Use it as a context manager or `close` it. ValueError where the set does not
-    fill a batch, the batch cannot be shared by the ranks, there is no CUDA device, or a picture cannot be decoded and
-    may not be skipped.
+    It prefetches across the ends of epochs. Use it as a context manager, or call `close`.
+
+    Args:
+        shards: the shard set.
+        basis: the eigenbasis of the shard set.
+        settings: how the loader works; the same on all ranks.
+        start_epoch: the epoch of the first batch.
+        start_step: the step of the first batch.
+        rank: 0 to ranks - 1.
+        ranks: how many ranks share each global batch.
+
+    Attributes:
+        steps_per_epoch: global batches in an epoch.
+
+    Raises:
+        ValueError: the set does not fill a batch, the ranks cannot share the batch evenly, or the CUDA device is
+            missing. While iterating: an image cannot be decoded and must not be skipped.
     """
 
     def __init__(
@@ -60,25 +81,26 @@ class TrainLoader:
         self.steps_per_epoch = steps_per_epoch(len(shards), settings.batch)
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step is {start_step}, but an epoch has {self.steps_per_epoch} steps")
-        graph = partial(train_graph, engine_for(settings, local_batch(settings.batch, ranks)))
-        plan = Plan(shards, basis, settings, rank, ranks)
-        self._skipped = plan.skipped
-        self._runner = Runner(graph, shards, plan.work(start_epoch, start_step), settings.queue_depth, plan.mended)
-        self._finish = _Finish(basis, settings)
+        graph = partial(train_graph, graph_settings(settings, local_batch(settings.batch, ranks)))
+        planner = BatchPlanner(shards, basis, settings, rank, ranks)
+        batches = planner.batches(start_epoch, start_step)
+        self._skipped = planner.skipped
+        self._runner = Runner(graph, shards, batches, settings.queue_depth, planner.with_substitutes)
+        self._to_batch = _BatchBuilder(basis, settings)
 
     @property
     def bad_samples(self) -> tuple[str, ...]:
-        """The pictures that this rank has skipped so far: where they are, and why."""
+        """The images that this rank has skipped so far: the place (tar, byte offset, key) and the reason of each."""
         return tuple(self._skipped.values())
 
     def __iter__(self) -> TrainLoader:
         return self
 
     def __next__(self) -> Batch:
-        return self._finish(*self._runner.next(self._finish.stream))
+        return self._to_batch(*self._runner.next(self._to_batch.stream))
 
     def close(self) -> None:
-        """Stops the pipeline and gives its threads and memory back. Batches handed out stay valid."""
+        """Stops the pipeline and frees its threads and memory. Batches that were returned stay valid."""
         self._runner.close()
 
     def __enter__(self) -> TrainLoader:
@@ -91,27 +113,38 @@ class TrainLoader:
 def view_loader(
     shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, views: int = 1, rank: int = 0, ranks: int = 1
 ) -> Iterator[Batch]:
-    """Every sample exactly once, in the order of ids, unlit: images (N, views, 3, 224, 224); the last batch is short.
+    """Yields every sample exactly once, in the order of ids and without noise; the last batch may be short.
 
-    1 view is the centre crop, 10 are P 4.1's corners, centre and their mirror images. Every rank gets as many batches,
-    of which it has its rows; of the last one that may be none. Close the iterator, or use it up.
+    Every rank gets the same number of batches, and its own rows of each. Of the last batch a rank may get no row.
+    Exhaust the iterator or close it.
+
+    Args:
+        shards: the shard set.
+        basis: the eigenbasis of the training set, whose mean is subtracted.
+        settings: how the loader works; the same on all ranks.
+        views: 1 for the centre crop, 10 for the corners, the centre and their mirror images (paper section 4.1).
+        rank: 0 to ranks - 1.
+        ranks: how many ranks share each batch.
+
+    Raises:
+        ValueError: `views` is neither 1 nor 10, the CUDA device is missing, or an image cannot be decoded.
     """
     if views not in (1, 10):
         raise ValueError(f"{views} views; choose 1 (the centre) or 10 (corners, centre and their mirror images)")
     shares = [len(ids) for ids in evaluation_batches(len(shards), settings.batch, rank, ranks)]
-    batches = sum(share > 0 for share in shares)
-    if batches:
-        engine = engine_for(settings, max(shares))
-        depth = min(engine.queue_depth, batches)
-        graph = partial(view_graph, replace(engine, queue_depth=depth), views)
-        work = view_work(shards, basis, settings, rank, ranks)
-        runner, finish = Runner(graph, shards, work, depth), _Finish(basis, settings)
+    nonempty = sum(share > 0 for share in shares)
+    if nonempty:
+        dali = graph_settings(settings, max(shares))
+        depth = min(dali.queue_depth, nonempty)  # a pipeline cannot start with fewer batches than its queue holds
+        graph = partial(view_graph, replace(dali, queue_depth=depth), views)
+        batches = view_batches(shards, basis, settings, rank, ranks)
+        runner, to_batch = Runner(graph, shards, batches, depth), _BatchBuilder(basis, settings)
         try:
-            for _ in range(batches):
-                yield finish(*runner.next(finish.stream))
+            for _ in range(nonempty):
+                yield to_batch(*runner.next(to_batch.stream))
         finally:
             runner.close()
-    for step in range(batches, len(shares)):
+    for step in range(nonempty, len(shares)):  # this rank has no row of these, but the other ranks have some
         none = torch.empty(0, dtype=torch.int64, device=settings.device)
         yield Batch(torch.empty(0, views, 3, CROP, CROP, device=settings.device), none, none, 0, step)
 
@@ -119,14 +152,15 @@ def view_loader(
 def stage_loader(
     shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, stage: Stage, start_step: int = 0
 ) -> Iterator[Ids]:
-    """For timing: `TrainLoader`'s batches, endlessly, done as far as `stage`; only their sample ids (N,) are given."""
+    """Yields the sample ids (N,) of `TrainLoader`'s batches without end, processed up to `stage`. For timing."""
     if stage == "full":
-        with TrainLoader(shards, basis, settings, start_step=start_step) as feed:
+        with TrainLoader(shards, basis, settings, start_step=start_step) as loader:
             while True:
-                yield next(feed).ids.numpy(force=True)
-    graph = partial(train_graph, engine_for(settings, settings.batch), stage)
-    plan = Plan(shards, basis, settings)
-    runner = Runner(graph, shards, plan.work(0, start_step), settings.queue_depth, plan.mended)
+                yield next(loader).ids.numpy(force=True)
+    graph = partial(train_graph, graph_settings(settings, settings.batch), stage)
+    planner = BatchPlanner(shards, basis, settings)
+    batches = planner.batches(0, start_step)
+    runner = Runner(graph, shards, batches, settings.queue_depth, planner.with_substitutes)
     try:
         while True:
             _, (_, tags) = runner.next(None)
@@ -138,40 +172,52 @@ def stage_loader(
 def stage_batch_sizes(
     shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, stage: Stage, start_step: int = 0
 ) -> Iterator[int]:
-    """Batch sizes of `stage_loader`, which is what `measure_throughput` counts."""
+    """Yields the batch sizes of `stage_loader`, which is the kind of iterator that `measure_throughput` needs."""
     return (len(ids) for ids in stage_loader(shards, basis, settings, stage, start_step))
 
 
-class _Finish:
-    """Makes a Batch of a graph's outputs: into torch, and on the GPU minus what the mean image has beyond the channel
-    means, which is done here in one kernel (on the CPU the graph has done it)."""
+class _BatchBuilder:
+    """Makes a `Batch` of the outputs of a graph.
+
+    On the GPU it also subtracts the residual of the mean image, in one kernel; on the CPU the graph has done so.
+
+    Attributes:
+        stream: the CUDA stream of the loader's work; None on the CPU.
+    """
 
     def __init__(self, basis: Eigenbasis, settings: LoaderSettings) -> None:
         self.device = torch.device(settings.device)
-        # All of a GPU batch's work is on a stream of its own, so that waiting for it does not wait for the training.
+        # The loader's work is on a stream of its own: waiting for a batch then does not wait for the trainer's kernels.
         self.stream = torch.cuda.Stream() if settings.device == "cuda" else None  # type: ignore[no-untyped-call]
-        self._residual = torch.from_numpy(residual_of(basis, settings.mean)).to(self.device)
+        self._residual = torch.from_numpy(mean_residual(basis, settings.mean)).to(self.device)
 
-    def __call__(self, work: Work, outputs: tuple[Any, Any]) -> Batch:
+    def __call__(self, inputs: BatchInputs, outputs: tuple[Any, Any]) -> Batch:
         dali_images, dali_tags = outputs
         tags = np.array(dali_tags.as_tensor()).T.copy()
-        assert np.array_equal(tags[1], work.ids)
+        assert np.array_equal(tags[1], inputs.ids)
         if self.stream is None:
+            # from_dlpack shares DALI's memory without a copy. That is safe on the CPU: DALI allocates fresh memory for
+            # every batch and keeps it until the tensor is gone.
             images, (labels, ids) = from_dlpack(dali_images.as_tensor()), torch.from_numpy(tags)
         else:
-            images, (labels, ids) = self._on_gpu(self.stream, dali_images, torch.from_numpy(tags), work.divisor)
-        return Batch(images, labels, ids, work.epoch, work.step)
+            images, (labels, ids) = self._on_gpu(self.stream, dali_images, torch.from_numpy(tags), inputs.divisor)
+        return Batch(images, labels, ids, inputs.epoch, inputs.step)
 
     def _on_gpu(
         self, stream: torch.cuda.Stream, dali_images: Any, tags: torch.Tensor, divisor: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies into torch's own memory: DALI's is then given back in the order of `stream`, not when some kernel of
-        the trainer may still read it."""
+        """Subtracts the residual into torch's own memory.
+
+        DALI may reuse its buffer as soon as the work on `stream` is done. A tensor that shared the buffer could be
+        overwritten while a kernel of the trainer still reads it.
+        """
         with torch.cuda.stream(stream):
             images = torch.sub(from_dlpack(dali_images.as_tensor()), self._residual, alpha=1 / divisor)
             tags = tags.to(self.device, non_blocking=True)
             ready = stream.record_event()
-        ready.synchronize()  # here, so that time spent in `next` is time waited for the input
+        ready.synchronize()  # waits here, so that the time spent in `next` is the time spent waiting for input
         for tensor in (images, tags):
+            # These tensors were allocated on `stream`. record_stream tells torch's allocator that the trainer's stream
+            # uses them too; otherwise it could reuse their memory before the trainer's kernels have read it.
             tensor.record_stream(torch.cuda.current_stream())
         return images, tags

@@ -1,4 +1,8 @@
-"""TODO-DOC pipeline.loader.runner (from pipeline.loader)."""
+"""Runs batches through a DALI pipeline, and replaces damaged samples when DALI fails on a batch.
+
+Three queues follow one another. `ReadAhead` prepares the inputs of `READ_AHEAD_BATCHES` batches in a thread. DALI works
+on `queue_depth` batches. `Runner.next` waits for the oldest of these.
+"""
 
 from __future__ import annotations
 
@@ -9,123 +13,150 @@ from typing import Any
 
 import torch
 
-from pipeline.loader.bad_samples import REMEDY, damaged, several
+from pipeline.loader.bad_samples import REMEDY, damaged, first_few
 from pipeline.loader.graphs import Graph
-from pipeline.loader.inputs import Work
-from pipeline.loader.settings import ANNOUNCED_AHEAD
+from pipeline.loader.inputs import BatchInputs
+from pipeline.loader.settings import READ_AHEAD_BATCHES
 from pipeline.shards.reader import ShardSet
 
-Mend = Callable[[Work, dict[int, str]], Work | None]
+WithSubstitutes = Callable[[BatchInputs, dict[int, str]], BatchInputs | None]
 
 
-class _Ahead:
-    """Makes work in a thread of its own, `ANNOUNCED_AHEAD` batches before it is wanted: what Python takes for a batch,
-    1.2 ms for 128 pictures, would else be waited for in every step."""
+class ReadAhead:
+    """Prepares batches in a thread, `READ_AHEAD_BATCHES` before they are needed.
 
-    def __init__(self, work: Generator[Work]) -> None:
-        self._work = work
+    The Python code takes 1.2 ms for a batch of 128 images. Without the thread every training step would wait for it.
+    """
+
+    def __init__(self, batches: Generator[BatchInputs]) -> None:
+        self._batches = batches
         self._thread = ThreadPoolExecutor(1)
-        self._wanted = deque[Future[Work | None]]()
-        self._first = deque[Work]()
+        self._pending = deque[Future[BatchInputs | None]]()
+        self._first = deque[BatchInputs]()
 
     def fill(self) -> None:
-        """Has the thread make what is missing. Call it with time to spare: the thread takes Python's lock."""
-        while len(self._wanted) <= ANNOUNCED_AHEAD:
-            self._wanted.append(self._thread.submit(next, self._work, None))
+        """Submits batches to the thread until enough are pending.
 
-    def put_first(self, works: list[Work]) -> None:
-        """Has these come before all others."""
-        self._first = deque([*works, *self._first])
+        Call it when there is time left: the thread then competes with the caller for Python's global lock.
+        """
+        while len(self._pending) <= READ_AHEAD_BATCHES:
+            self._pending.append(self._thread.submit(next, self._batches, None))
 
-    def next(self) -> Work | None:
-        """The next batch's; None where there is none."""
+    def put_first(self, batches: list[BatchInputs]) -> None:
+        """Makes `next` return these batches before all others."""
+        self._first = deque([*batches, *self._first])
+
+    def next(self) -> BatchInputs | None:
+        """Returns the next batch, or None after the last one."""
         if self._first:
             return self._first.popleft()
         self.fill()
-        return self._wanted.popleft().result()
+        return self._pending.popleft().result()
 
     def close(self) -> None:
+        """Stops the thread and the generator of batches."""
         self._thread.shutdown(cancel_futures=True)
-        self._work.close()
+        self._batches.close()
 
 
 class Runner:
-    """Keeps `queue_depth` batches in a DALI pipeline, and knows which work each one that comes out was. What cannot be
-    decoded goes to `mend`, which may give other work for it."""
+    """Keeps `queue_depth` batches in a DALI pipeline, and matches each output with its inputs.
+
+    Args:
+        make_graph: makes a new graph; called again after an error.
+        shards: the shard set, in which damaged samples are looked up.
+        batches: the inputs, in order.
+        queue_depth: batches that the graph's pipeline holds.
+        with_substitutes: replaces the damaged samples of a batch, or returns None if the loader must stop.
+    """
 
     def __init__(
         self,
         make_graph: Callable[[], Graph],
         shards: ShardSet,
-        work: Generator[Work],
+        batches: Generator[BatchInputs],
         queue_depth: int,
-        mend: Mend = lambda work, found: None,
+        with_substitutes: WithSubstitutes = lambda batch, found: None,
     ) -> None:
-        self._make_graph, self._mend = make_graph, mend
-        self._shards, self._ahead = shards, _Ahead(work)
-        self._in_dali: deque[Work] = deque()
+        self._make_graph, self._with_substitutes = make_graph, with_substitutes
+        self._shards, self._read_ahead = shards, ReadAhead(batches)
+        self._in_dali: deque[BatchInputs] = deque()
         self._graph: Graph | None = None
         self._start(queue_depth)
 
-    def _feed(self) -> bool:
-        """Hands DALI the next batch; False where there is none."""
-        assert self._graph is not None
-        work = self._ahead.next()
-        if work is None:
-            return False
-        for name in self._graph.inputs:
-            self._graph.pipeline.feed_input(name, work.inputs[name])
-        self._in_dali.append(work)
-        return True
+    def next(self, stream: torch.cuda.Stream | None) -> tuple[BatchInputs, tuple[Any, Any]]:
+        """Returns the inputs and outputs of the oldest batch, and starts another batch.
 
-    def next(self, stream: torch.cuda.Stream | None) -> tuple[Work, tuple[Any, Any]]:
-        """The oldest batch's work and outputs, once they are ready (or ordered on `stream`); starts another batch."""
+        On the CPU the outputs are complete. On the GPU work that is queued on `stream` runs after they are complete.
+
+        Raises:
+            ValueError: the loader is closed, or an image cannot be decoded and must not be skipped.
+            RuntimeError: DALI failed and no image explains it.
+        """
         if self._graph is None:
-            raise ValueError("this feed is closed; make another one")
+            raise ValueError("this loader is closed; create a new one")
         while True:
             try:
                 outputs = self._graph.pipeline.outputs(stream)
                 break
             except RuntimeError as error:
-                self._mend_oldest(error)
-        work = self._in_dali.popleft()
-        if self._feed():
+                self._restart_without_damaged(error)
+        batch = self._in_dali.popleft()
+        if self._submit():
             self._graph.pipeline.schedule_run()
-            self._ahead.fill()
-        return work, outputs
+            self._read_ahead.fill()
+        return batch, outputs
 
-    def _mend_oldest(self, error: RuntimeError) -> None:
-        """Starts a new pipeline on the same batches, the oldest one mended; raises and closes where that cannot be.
+    def close(self) -> None:
+        """Stops the pipeline and the read-ahead thread."""
+        self._graph = None  # the pipeline stops its threads when its last reference is gone
+        self._read_ahead.close()
 
-        A new one, since DALI calls a pipeline that met an error invalid.
-        """
-        work = self._in_dali[0]
-        self._graph = None
-        try:
-            found = damaged(self._shards, work.ids)
-            if not found:
-                error.add_note(f"in the batch of epoch {work.epoch}, step {work.step}, whose pictures Pillow decodes")
-                raise error
-            mended = self._mend(work, found)
-            if mended is None:
-                raise ValueError(
-                    f"{len(found)} of {len(work.ids)} pictures of epoch {work.epoch}, step {work.step} cannot be "
-                    f"decoded: {several(list(found.values()))}; {REMEDY}"
-                ) from error
-        except (RuntimeError, ValueError):
-            self.close()
-            raise
-        self._ahead.put_first([mended, *list(self._in_dali)[1:]])
-        self._start(len(self._in_dali))
+    def _submit(self) -> bool:
+        """Gives DALI the inputs of the next batch; returns False after the last batch."""
+        assert self._graph is not None
+        batch = self._read_ahead.next()
+        if batch is None:
+            return False
+        for name in self._graph.inputs:
+            self._graph.pipeline.feed_input(name, batch.tensors[name])
+        self._in_dali.append(batch)
+        return True
 
     def _start(self, batches: int) -> None:
-        """Puts the next `batches` into a new pipeline, as many as its queue is deep."""
+        """Makes a new pipeline and submits the next `batches`, as many as its queue holds."""
         self._graph = self._make_graph()
         self._in_dali.clear()
         for _ in range(batches):
-            self._feed()
-        self._graph.pipeline.schedule_run()  # the first call starts as many as the queue is deep
+            self._submit()
+        self._graph.pipeline.schedule_run()  # DALI's first call starts as many batches as its queue holds
 
-    def close(self) -> None:
-        self._graph = None  # the pipeline goes with its last reference, and stops its threads
-        self._ahead.close()
+    def _restart_without_damaged(self, error: RuntimeError) -> None:
+        """Replaces the damaged samples of the oldest batch, and runs all batches in DALI again in a new pipeline.
+
+        DALI declares a pipeline invalid after an error: its next outputs would be those of the following batch, and the
+        failed batch would be lost. If the samples cannot be replaced, this closes the loader and raises.
+        """
+        batch = self._in_dali[0]
+        self._graph = None
+        try:
+            replaced = self._replace_damaged(batch, error)
+        except (RuntimeError, ValueError):
+            self.close()
+            raise
+        self._read_ahead.put_first([replaced, *list(self._in_dali)[1:]])
+        self._start(len(self._in_dali))
+
+    def _replace_damaged(self, batch: BatchInputs, error: RuntimeError) -> BatchInputs:
+        """The batch with substitutes; raises `error` if Pillow decodes all its images, ValueError if it must stop."""
+        found = damaged(self._shards, batch.ids)
+        if not found:
+            error.add_note(f"in the batch of epoch {batch.epoch}, step {batch.step}; Pillow decodes all its images")
+            raise error
+        replaced = self._with_substitutes(batch, found)
+        if replaced is None:
+            raise ValueError(
+                f"{len(found)} of {len(batch.ids)} images of epoch {batch.epoch}, step {batch.step} cannot be "
+                f"decoded: {first_few(list(found.values()))}; {REMEDY}"
+            ) from error
+        return replaced

@@ -1,4 +1,4 @@
-"""TODO-DOC pipeline.loader.settings (from pipeline.loader)."""
+"""The settings of the data loader, checked when they are constructed, and the check that a CUDA device exists."""
 
 from __future__ import annotations
 
@@ -13,69 +13,83 @@ from pipeline.loader.order import Order
 
 Device = Literal["cpu", "cuda"]
 OnBadSample = Literal["stop", "skip"]
-ANNOUNCED_AHEAD = 4  # batches between telling the kernel which bytes come next and handing them to DALI
+READ_AHEAD_BATCHES = 4  # batches between asking the kernel to read the bytes of a batch and handing them to DALI
 
 
 def default_threads() -> int:
-    """One more than there are cores, which keeps them busy while a thread waits for the others to end a batch (6 %
-    faster on 2 cores); at most 8, as DALI advises 4 to 8 for one GPU."""
+    """The default number of DALI threads: one more than the cores of this process, and at most 8.
+
+    The extra thread keeps the cores busy while another thread waits for the end of a batch (6 % faster on 2 cores).
+    DALI recommends 4 to 8 threads for each GPU.
+    """
     return min(8, len(os.sched_getaffinity(0)) + 1)
 
 
 def check_device(device: str) -> None:
-    """ValueError where it is "cuda" and there is none."""
+    """Checks that torch can use `device`.
+
+    Raises:
+        ValueError: `device` is "cuda" and torch finds no CUDA device.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device is cuda, but torch sees no CUDA device here; use --device cpu, or install a CUDA torch"
+            "device is cuda, but torch finds no CUDA device; use --device cpu, or install a CUDA build of torch"
         )
 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How the feed works. What changes its pictures: batch, seed, lighting, lighting_until, mean, positions, order,
-    window_shards; and in a damaged set on_bad_sample."""
+    """How the loader works.
 
-    batch: int = 128  # the global one, of all ranks together (P 5)
-    seed: int = 0  # of order, crops, mirroring and lighting
+    These settings decide what is in a batch: batch, seed, lighting, lighting_until, mean, positions, order and
+    window_shards, and on_bad_sample if the set is damaged. The others change only the speed; on a GPU,
+    hw_decoder_load may also change pixels slightly.
+
+    Raises:
+        ValueError: a value is outside its range or is not one of the choices.
+    """
+
+    batch: int = 128  # samples in the global batch, which all ranks share (paper section 5)
+    seed: int = 0  # of the order, the crops, the mirroring and the PCA (principal component analysis) lighting noise
     device: Device = "cpu"  # "cuda" is torch's current device
-    threads: int = field(default_factory=default_threads)
-    queue_depth: int = 2  # batches in work: one more than the one being waited for; a third gained nothing
+    threads: int = field(default_factory=default_threads)  # DALI's CPU threads
+    queue_depth: int = 2  # batches that DALI works on at once; a third one gained nothing
     lighting: Lighting = field(default_factory=Lighting)
-    lighting_until: int | None = None  # from this epoch on neither noise nor division (the 2012 run notes: 66 to 68)
-    mean: Mean = "image"  # as the released code (convdata_jpeg.py:95)
-    positions: int = POSITIONS  # crop offsets either way: 33 as the released code draws them, 32 for P 4.1's 2048
-    order: Order = "global"  # "windowed" reads `window_shards` shards at a time, for sets that memory does not hold
-    window_shards: int = 16
-    on_bad_sample: OnBadSample = "stop"  # "skip": train on another instead; evaluation always stops
-    max_bad_samples: int = 100  # as many are skipped; one more stops the feed
-    hw_decoder_load: float = 0.65  # share of JPEGs for the GPU's decoder engines; DALI's default has changed over time
+    lighting_until: int | None = None  # the first epoch without noise and division (run notes of 2012: 66 to 68)
+    mean: Mean = "image"  # as in the released code (convdata_jpeg.py:95)
+    positions: int = POSITIONS  # crop offsets in each direction: 33 in the released code, 32 in paper section 4.1
+    order: Order = "global"  # "windowed" reads `window_shards` shards at a time, for sets larger than memory
+    window_shards: int = 16  # batches mix classes as well as a uniform shuffle does (docs/loader.md)
+    on_bad_sample: OnBadSample = "stop"  # "skip" trains on a substitute sample; evaluation always stops
+    max_bad_samples: int = 100  # each rank skips at most this many different samples, then stops
+    hw_decoder_load: float = 0.65  # share of JPEGs for the GPU's decoder engines; DALI's default changes with versions
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "queue_depth", "window_shards", "max_bad_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is {self.seed}; it must be within 0 to 2**64 - 1")
-        if self.device not in get_args(Device):
-            raise ValueError(f"device is {self.device!r}; choose cpu or cuda")
-        if self.mean not in get_args(Mean):
-            raise ValueError(f"mean is {self.mean!r}; choose image or channel")
-        if self.order not in get_args(Order):
-            raise ValueError(f"order is {self.order!r}; choose global or windowed")
-        if self.on_bad_sample not in get_args(OnBadSample):
-            raise ValueError(f"on_bad_sample is {self.on_bad_sample!r}; choose stop or skip")
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**64 - 1")
+        for name, choices in (("device", Device), ("mean", Mean), ("order", Order), ("on_bad_sample", OnBadSample)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(get_args(choices))}")
         if not 1 <= self.positions <= POSITIONS:
-            raise ValueError(f"{self.positions} crop positions; a {CROP} crop of {STORED} has 1 to {POSITIONS}")
+            raise ValueError(
+                f"crop positions is {self.positions}; a crop of {CROP} pixels out of {STORED} has 1 to {POSITIONS}"
+            )
         if not 0 <= self.hw_decoder_load <= 1:
-            raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; it is a share, 0 to 1")
+            raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; it is a share and must be from 0 to 1")
 
     @property
-    def made_ahead(self) -> int:
-        """Batches that may be made, or read, before they are asked for: no measure of how fast the feed is."""
-        return self.queue_depth + ANNOUNCED_AHEAD + 2
+    def prefetched_batches(self) -> int:
+        """The most batches that may be prepared, or read from storage, before they are requested.
+
+        A benchmark discards this many batches first, since their speed says nothing about the loader's.
+        """
+        return self.queue_depth + READ_AHEAD_BATCHES + 2
 
     def lighting_at(self, epoch: int) -> Lighting:
-        """The lighting of `epoch`."""
+        """The lighting noise of `epoch`: `lighting`, or a coefficient of 0 from epoch `lighting_until` on."""
         if self.lighting_until is not None and epoch >= self.lighting_until:
             return replace(self.lighting, coefficient=0.0)
         return self.lighting

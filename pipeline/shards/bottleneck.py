@@ -1,13 +1,15 @@
-"""What a sharding run was bound by: where its workers' time went, and what would make it faster."""
+"""The bottleneck of a sharding run: where the workers' time went, and what would make the run faster."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
+MIN_JOBS_PER_WORKER = 4  # with fewer, workers that finish early are idle for a large share of the run
+
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Seconds that workers spent, all of them together. `write_s` includes checksums and waiting for the disk."""
+    """Seconds that workers spent in each stage, summed over workers. `write_s` includes checksums and disk waits."""
 
     read_s: float = 0.0
     decode_s: float = 0.0
@@ -19,13 +21,19 @@ class StageSeconds:
         return StageSeconds(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def total_s(self) -> float:
-        """Seconds that were not idle."""
+        """Seconds in all stages, which is the time that workers were not idle."""
         return float(sum(asdict(self).values()))
 
 
 @dataclass(frozen=True)
-class BoundBy:
-    """Shares of the workers' time, which add up to 1, the largest part and what to do about it."""
+class Bottleneck:
+    """What limited a run.
+
+    Attributes:
+        shares: Share of the workers' time per stage, and `idle`. They add up to 1.
+        part: `idle` or the stage that limited the run.
+        advice: What to change.
+    """
 
     shares: dict[str, float]
     part: str
@@ -36,29 +44,39 @@ class BoundBy:
         return f"bound by {self.part}: {spent}; {self.advice}"
 
 
-def bound_by(busy: StageSeconds, wall_s: float, workers: int, cores: int, jobs: int) -> BoundBy:
-    """The verdict on a run of `jobs` jobs that took `wall_s` with `workers` workers, on a machine of `cores` cores."""
-    whole_s = max(workers * wall_s, busy.total_s())
-    shares = {name.removesuffix("_s"): seconds / whole_s for name, seconds in asdict(busy).items()}
-    shares["idle"] = 1 - busy.total_s() / whole_s
+def find_bottleneck(spent: StageSeconds, wall_s: float, workers: int, cores: int, jobs: int) -> Bottleneck:
+    """Finds what limited a run.
+
+    Args:
+        spent: Time that the workers spent in each stage.
+        wall_s: Duration of the run.
+        workers: Number of workers.
+        cores: Number of cores of this machine.
+        jobs: Number of shards written.
+    """
+    capacity_s = max(workers * wall_s, spent.total_s())
+    shares = {name.removesuffix("_s"): seconds / capacity_s for name, seconds in asdict(spent).items()}
+    shares["idle"] = 1 - spent.total_s() / capacity_s
     compute = shares["decode"] + shares["resize"] + shares["encode"]
-    rivals = {"idle": shares["idle"], "read": shares["read"], "write": shares["write"], "compute": compute}
-    part = max(rivals, key=lambda name: rivals[name])
+    # Decode, resize and encode compete for the same cores, so they count as one candidate against disk and idle time.
+    candidates = {"idle": shares["idle"], "read": shares["read"], "write": shares["write"], "compute": compute}
+    part = max(candidates, key=lambda name: candidates[name])
     if part == "compute":
         part = max(("decode", "resize", "encode"), key=lambda name: shares[name])
-    return BoundBy(shares, part, _advice(part, workers, cores, jobs))
+    return Bottleneck(shares, part, _advice(part, workers, cores, jobs))
 
 
 def _advice(part: str, workers: int, cores: int, jobs: int) -> str:
     match part:
-        case "idle" if jobs < 4 * workers:
-            return f"{jobs} shards do not fill {workers} workers: smaller --shard-samples would share the work better"
+        case "idle" if jobs < MIN_JOBS_PER_WORKER * workers:
+            shards = "1 shard is" if jobs == 1 else f"{jobs} shards are"
+            return f"{shards} too few to keep {workers} workers busy: use a smaller --shard-samples"
         case "idle":
-            return "workers start and wait for work more than they do it: fewer --workers would do"
+            return "workers mostly start up and wait for work: use fewer --workers"
         case "read":
-            return "the source's disk or network is too slow: copy it to a faster one, or have more --workers wait"
+            return "the source's disk or network is too slow: copy the source to a faster disk, or use more --workers"
         case "write":
-            return "the destination's disk is too slow: write to a faster one"
+            return "the destination's disk is too slow: write to a faster disk"
         case _ if workers < cores:
-            return f"{workers} of {cores} cores worked: --workers {cores} would be faster"
-    return f"all {cores} cores of this machine worked: more machines would be faster (--engine)"
+            return f"{workers} of {cores} cores were used: --workers {cores} would be faster"
+    return f"all {cores} cores of this machine were used: use more machines (--engine)"

@@ -1,18 +1,20 @@
-"""From a source's listing to a published shard set: plan, work, publish.
+"""Builds a shard set from a source's listing: plan, work, publish; and repairs a damaged one.
 
-The plan (which picture goes to which shard, at which place) is a pure function of listing, settings and seed. A shard
-is one job, independent of the others, so any number of workers writes the same bytes. Work happens in `NAME.unfinished`
-beside the final folder: every finished shard leaves a note there, so that the same command after a crash goes on where
-it stopped; the folder gets its final name when all is whole.
+The plan says which image goes to which shard and position. It is a pure function of listing, settings and seed. Each
+shard is one independent job, so any number of workers writes the same bytes.
+
+Work happens in `SPLIT.unfinished` beside the final folder. Every finished shard leaves a journal entry there, so that
+the same command after a crash continues where the last run stopped. The folder gets its final name when it is complete.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,157 +26,250 @@ from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.philox import epoch_order
 from pipeline.shards.bottleneck import StageSeconds
 from pipeline.shards.format import INDEX, Manifest, Quarantined
-from pipeline.shards.job import ShardJob, ShardResult, note_path, note_shard, read_note, write_job
+from pipeline.shards.job import (
+    ShardJob,
+    ShardResult,
+    journal_path,
+    read_journal_entry,
+    run_job,
+    write_journal_entry,
+)
 from pipeline.shards.reader import open_shards, read_index, rows_by_shard
-from pipeline.shards.transcode import ResizeSettings, library_versions
+from pipeline.shards.settings import ShardSettings as ShardSettings
+from pipeline.shards.transcode import library_versions
 from pipeline.shards.verify import verify
 from pipeline.shards.writer import publish
-from pipeline.workers import Workers, ignore
+from pipeline.workers import Progress, Workers, ignore
 
 PLAN = "plan.json"
 LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class ShardSettings:
-    """What decides the bytes of a shard set, beside its source."""
-
-    resize: ResizeSettings = field(default_factory=ResizeSettings)
-    seed: int = 2012
-    shard_samples: int = 1024  # the 2012 files held 1024 pictures each (convdata_jpeg.py)
-
-    def __post_init__(self) -> None:
-        if self.shard_samples < 1:
-            raise ValueError(f"{self.shard_samples} samples a shard, expected at least 1")
-
-    def record(self) -> dict[str, Any]:
-        """For the manifest: every setting and the version of every library that decides bytes."""
-        rest = {"seed": self.seed, "shard_samples": self.shard_samples}
-        return {**asdict(self.resize), **rest, "versions": library_versions()}
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """A whole shard set, how many shards this run wrote of it, and its workers' seconds at that."""
+    """What a run did.
+
+    Attributes:
+        manifest: The complete shard set.
+        shards_written: Number of its shards that this run wrote; earlier runs wrote the others.
+        stage_seconds: Time that the workers of this run spent.
+    """
 
     manifest: Manifest
-    written: int
-    busy: StageSeconds
+    shards_written: int
+    stage_seconds: StageSeconds
 
 
 class TooManyQuarantined(Exception):
-    """More pictures could not be decoded than the user allows; the text says how many and what to do."""
+    """More images cannot be decoded than the user allows. The text says how many and what to do."""
+
+
+def make_split(
+    listing: Listing,
+    root: Path,
+    settings: ShardSettings,
+    workers: Workers,
+    max_quarantine: int,
+    progress: Progress,
+) -> Outcome:
+    """Writes the shard set `root`/SPLIT, or finishes what an earlier run began, or finds it complete.
+
+    Args:
+        listing: The images of the split.
+        root: Folder that gets a folder per split.
+        settings: What decides the bytes.
+        workers: What the jobs run on.
+        max_quarantine: Number of images that may be undecodable.
+        progress: Called with the number of images done.
+
+    Raises:
+        ValueError: `root`/SPLIT was made with other settings or from another source, or is damaged.
+        TooManyQuarantined: More than `max_quarantine` images are undecodable. Nothing is published.
+    """
+    return _SplitBuild(listing, root, settings, workers, max_quarantine, progress).make()
+
+
+def repair_split(
+    listing: Listing,
+    root: Path,
+    settings: ShardSettings,
+    workers: Workers,
+    max_quarantine: int,
+    progress: Progress,
+) -> Outcome:
+    """Rebuilds what is damaged or missing of `root`/SPLIT from its source, to the same bytes.
+
+    Keeps shards without a fault. Rebuilds all shards if the manifest or the index is damaged. After a crash, the same
+    call or `make_split` finishes the repair. Takes the arguments of `make_split` and raises the same errors.
+    """
+    return _SplitBuild(listing, root, settings, workers, max_quarantine, progress).repair()
 
 
 def plan(listing: Listing, settings: ShardSettings, folder: Path) -> Iterator[ShardJob]:
-    """The jobs that write `listing` into `folder`, in an order drawn from the seed."""
+    """The jobs that write `listing` into `folder`. Images are in an order drawn from the seed."""
     order = epoch_order(len(listing.items), settings.seed, epoch=0)
     for number, start in enumerate(range(0, len(order), settings.shard_samples)):
         items = listing.items.take(order[start : start + settings.shard_samples])
         yield ShardJob(folder, f"{listing.split}-{number:06d}", items, settings.resize)
 
 
-def make_split(
-    listing: Listing,
-    out: Path,
-    settings: ShardSettings,
-    workers: Workers,
-    quarantine_limit: int,
-    progress: Callable[[int], None],
-) -> Outcome:
-    """Writes `out`/SPLIT, or finishes what an earlier run began, or finds it whole. `progress` counts pictures.
-
-    Raises ValueError where `out`/SPLIT was made otherwise or is damaged, TooManyQuarantined above `quarantine_limit`.
-    """
-    final, work = out / listing.split, out / f"{listing.split}.unfinished"
-    wanted = {"settings": settings.record(), "source": listing.record()}
-    if final.exists():
-        return _check_same(final, wanted, progress)
-    with _locked(work):
-        _begin(work, wanted)
-        results = run_jobs(plan(listing, settings, work), workers, progress)
-        quarantined = sorted((q for r in results for q in r.quarantined), key=lambda q: q.key)
-        if len(quarantined) > quarantine_limit:
-            first = f"{quarantined[0].key}: {quarantined[0].reason}"
-            raise TooManyQuarantined(
-                f"{listing.split}: {len(quarantined)} of {len(listing.items)} images cannot be decoded, at most"
-                f" {quarantine_limit} are allowed (first: {first}); mend the source or raise --max-quarantine"
-            )
-        manifest = _publish(work, listing, wanted, results, quarantined)
-        work.rename(final)
-        (final / LOCK).unlink()
-        fsync_folder(out)
-    busy = [result.busy for result in results if result.busy is not None]
-    return Outcome(manifest, len(busy), sum(busy, StageSeconds()))
-
-
-def repair_split(
-    listing: Listing,
-    out: Path,
-    settings: ShardSettings,
-    workers: Workers,
-    quarantine_limit: int,
-    progress: Callable[[int], None],
-) -> Outcome:
-    """Rebuilds what is damaged or missing of `out`/SPLIT from its source, byte for byte as it was.
-
-    Shards without a fault are taken over; all are rebuilt where manifest or index are gone. From then on the work is
-    that of an interrupted run, which `make_split` finishes, and so is this after a crash. Raises as `make_split`.
-    """
-    final, work = out / listing.split, out / f"{listing.split}.unfinished"
-    if final.exists():
-        wanted = {"settings": settings.record(), "source": listing.record()}
-        faults = verify(final, False, workers, ignore)
-        faulty = {Path(fault.file).stem for fault in faults}
-        if Path(MANIFEST).stem not in faulty:
-            manifest = Manifest.from_json((final / MANIFEST).read_text(), final / MANIFEST)
-            if difference := _difference({"settings": manifest.settings, "source": manifest.source}, wanted):
-                raise ValueError(f"{final}: made otherwise ({difference}); repair it with the same source and settings")
-            if not faults:
-                progress(len(listing.items))
-                return Outcome(manifest, 0, StageSeconds())
-            if Path(INDEX).stem not in faulty:
-                _note_sound_shards(final, manifest, plan(listing, settings, final), faulty)
-        final.rename(work)
-        (work / MANIFEST).unlink(missing_ok=True)
-    return make_split(listing, out, settings, workers, quarantine_limit, progress)
-
-
-def _note_sound_shards(folder: Path, manifest: Manifest, jobs: Iterable[ShardJob], faulty: set[str]) -> None:
-    """Leaves beside every shard without a fault the note that the job which wrote it left."""
-    parts = rows_by_shard(read_index(folder, manifest), manifest)
-    reasons = {entry.key: entry for entry in manifest.quarantined}
-    for job, record, rows in zip(jobs, manifest.shards, parts, strict=True):
-        if job.name in faulty:
-            continue
-        rows["shard"] = 0
-        missing = [reasons[item.key] for item in job.items if item.key in reasons] if reasons else []
-        note_shard(folder, ShardResult(job.name, record, rows, missing, None))
-
-
-def run_jobs(jobs: Iterable[ShardJob], workers: Workers, progress: Callable[[int], None]) -> list[ShardResult]:
-    """Results of all jobs, by name: those already noted in their folder, the rest by `workers`."""
+def run_jobs(jobs: Iterable[ShardJob], workers: Workers, progress: Progress) -> list[ShardResult]:
+    """The results of all jobs, sorted by name. Jobs with a journal entry are not run again."""
     results: list[ShardResult] = []
 
     def done(result: ShardResult) -> None:
         results.append(result)
         progress(len(result.rows) + len(result.quarantined))
 
-    def todo() -> Iterator[ShardJob]:
+    def remaining() -> Iterator[ShardJob]:
         for job in jobs:
-            if (noted := read_note(job)) is None:
+            if (finished := read_journal_entry(job)) is None:
                 yield job
             else:
-                done(noted)
+                done(finished)
 
-    for result in workers.as_done(write_job, todo()):
+    for result in workers.as_done(run_job, remaining()):
         done(result)
     return sorted(results, key=lambda result: result.name)
 
 
+@dataclass(frozen=True)
+class _SplitBuild:
+    """The building of one split. The fields are the arguments of `make_split`."""
+
+    listing: Listing
+    root: Path
+    settings: ShardSettings
+    workers: Workers
+    max_quarantine: int
+    progress: Progress
+
+    @property
+    def final(self) -> Path:
+        """Folder of the complete shard set."""
+        return self.root / self.listing.split
+
+    @property
+    def work(self) -> Path:
+        """Folder of the unfinished shard set."""
+        return self.root / f"{self.listing.split}.unfinished"
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What decides the bytes, as the manifest records it: all settings, library versions, and the source."""
+        numbers = {"seed": self.settings.seed, "shard_samples": self.settings.shard_samples}
+        settings = {**asdict(self.settings.resize), **numbers, "versions": library_versions()}
+        return {"settings": settings, "source": self.listing.record()}
+
+    def make(self) -> Outcome:
+        """See `make_split`."""
+        if self.final.exists():
+            return self._check_finished()
+        with _locked(self.work):
+            self._begin()
+            results = run_jobs(plan(self.listing, self.settings, self.work), self.workers, self.progress)
+            quarantined = sorted((q for r in results for q in r.quarantined), key=lambda q: q.key)
+            self._check_quarantine(quarantined)
+            manifest = self._publish(results, quarantined)
+            self.work.rename(self.final)
+            (self.final / LOCK).unlink()
+            fsync_folder(self.root)
+        spent = [result.stage_seconds for result in results if result.stage_seconds is not None]
+        return Outcome(manifest, len(spent), sum(spent, StageSeconds()))
+
+    def repair(self) -> Outcome:
+        """See `repair_split`."""
+        if self.final.exists():
+            faults = verify(self.final, False, self.workers, ignore)
+            faulty = {Path(fault.file).stem for fault in faults}
+            if Path(MANIFEST).stem not in faulty:
+                manifest = Manifest.from_json((self.final / MANIFEST).read_text(), self.final / MANIFEST)
+                self._check_inputs(manifest, "repair it from the same source with the same options")
+                if not faults:
+                    self.progress(len(self.listing.items))
+                    return Outcome(manifest, 0, StageSeconds())
+                if Path(INDEX).stem not in faulty:
+                    self._restore_journal(manifest, faulty)
+            # From here on the folder is that of an interrupted run, which `make` finishes.
+            self.final.rename(self.work)
+            (self.work / MANIFEST).unlink(missing_ok=True)
+        return self.make()
+
+    def _check_finished(self) -> Outcome:
+        (self.final / LOCK).unlink(missing_ok=True)  # left by a run that was killed between rename and unlink
+        manifest = open_shards(self.final).manifest
+        self._check_inputs(manifest, "choose another OUT, or remove this folder")
+        self.progress(manifest.source["images"])
+        return Outcome(manifest, 0, StageSeconds())
+
+    def _check_inputs(self, manifest: Manifest, remedy: str) -> None:
+        found = {"settings": manifest.settings, "source": manifest.source}
+        if difference := _difference(found, self.inputs):
+            raise ValueError(f"{self.final}: made with other settings or source ({difference}); {remedy}")
+
+    def _begin(self) -> None:
+        """Records in the work folder what it is for, or checks that it is for the same settings and source."""
+        path = self.work / PLAN
+        remove_temporary(self.work)
+        if not path.is_file():
+            with published(path) as file:
+                file.write(json.dumps(self.inputs, indent=1).encode())
+            return
+        if difference := _difference(json.loads(path.read_text()), self.inputs):
+            raise ValueError(
+                f"{self.work}: begun with other settings or source ({difference});"
+                " use the same source and options again, or remove the folder"
+            )
+
+    def _check_quarantine(self, quarantined: Sequence[Quarantined]) -> None:
+        if len(quarantined) > self.max_quarantine:
+            first = f"{quarantined[0].key}: {quarantined[0].reason}"
+            raise TooManyQuarantined(
+                f"{self.listing.split}: {len(quarantined)} of {len(self.listing.items)} images cannot be decoded,"
+                f" at most {self.max_quarantine} are allowed (first: {first});"
+                " replace these files in the source, or raise --max-quarantine"
+            )
+
+    def _publish(self, results: Sequence[ShardResult], quarantined: Sequence[Quarantined]) -> Manifest:
+        """Writes index and manifest into the work folder, and removes what only the work needed."""
+        index = np.concatenate([result.rows for result in results])
+        index["shard"] = np.repeat(np.arange(len(results)), [len(result.rows) for result in results])
+        shards, listing = tuple(result.record for result in results), self.listing
+
+        def manifest_of(index_sha256: str) -> Manifest:
+            return Manifest(
+                listing.split,
+                len(index),
+                listing.classes,
+                shards,
+                index_sha256,
+                **self.inputs,
+                quarantined=tuple(quarantined),
+            )
+
+        manifest = publish(self.work, manifest_of, index)
+        for result in results:
+            journal_path(self.work, result.name).unlink()
+        (self.work / PLAN).unlink()
+        remove_temporary(self.work)
+        return manifest
+
+    def _restore_journal(self, manifest: Manifest, faulty: set[str]) -> None:
+        """Writes for every shard without a fault the journal entry that its job once wrote, so that it is kept."""
+        parts = rows_by_shard(read_index(self.final, manifest), manifest)
+        reasons = {entry.key: entry for entry in manifest.quarantined}
+        jobs = plan(self.listing, self.settings, self.final)
+        for job, record, rows in zip(jobs, manifest.shards, parts, strict=True):
+            if job.name in faulty:
+                continue
+            rows["shard"] = 0
+            missing = [reasons[item.key] for item in job.items if item.key in reasons] if reasons else []
+            write_journal_entry(self.final, ShardResult(job.name, record, rows, missing, None))
+
+
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    """Makes the work folder and holds it for this run alone."""
+    """Makes the work folder and locks it, so that two runs never write there at once."""
     work.mkdir(parents=True, exist_ok=True)
     with (work / LOCK).open("w") as lock:
         try:
@@ -184,59 +279,14 @@ def _locked(work: Path) -> Iterator[None]:
         yield
 
 
-def _begin(work: Path, wanted: dict[str, Any]) -> None:
-    """Notes what the work folder is for, or checks that it is for the same."""
-    path = work / PLAN
-    remove_temporary(work)
-    if not path.is_file():
-        with published(path) as file:
-            file.write(json.dumps(wanted, indent=1).encode())
-        return
-    if difference := _difference(json.loads(path.read_text()), wanted):
-        raise ValueError(f"{work}: begun otherwise ({difference}); use the same again, or remove the folder")
-
-
-def _check_same(final: Path, wanted: dict[str, Any], progress: Callable[[int], None]) -> Outcome:
-    (final / LOCK).unlink(missing_ok=True)  # of a run that was killed when all but this was done
-    manifest = open_shards(final).manifest
-    if difference := _difference({"settings": manifest.settings, "source": manifest.source}, wanted):
-        raise ValueError(f"{final}: made otherwise ({difference}); choose another folder, or remove this one")
-    progress(manifest.source["images"])
-    return Outcome(manifest, 0, StageSeconds())
-
-
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The settings that differ, as `quality 90, now 85`; empty when equal."""
-    if not isinstance(found, dict) or found.keys() != wanted.keys():
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """The entries that differ, as `quality 90, now 85`; empty if all are equal."""
+    if not isinstance(found, dict) or found.keys() != expected.keys():
         return "its record is damaged"
     parts = []
-    for key, value in wanted.items():
+    for key, value in expected.items():
         if isinstance(value, dict):
             parts.append(_difference(found[key], value))
         elif found[key] != value:
             parts.append(f"{key} {found[key]}, now {value}")
     return ", ".join(filter(None, parts))
-
-
-def _publish(
-    work: Path,
-    listing: Listing,
-    wanted: dict[str, Any],
-    results: Sequence[ShardResult],
-    quarantined: Sequence[Quarantined],
-) -> Manifest:
-    index = np.concatenate([result.rows for result in results])
-    index["shard"] = np.repeat(np.arange(len(results)), [len(result.rows) for result in results])
-    shards = tuple(result.record for result in results)
-    manifest = publish(
-        work,
-        lambda index_sha256: Manifest(
-            listing.split, len(index), listing.classes, shards, index_sha256, **wanted, quarantined=tuple(quarantined)
-        ),
-        index,
-    )
-    for result in results:
-        note_path(work, result.name).unlink()
-    (work / PLAN).unlink()
-    remove_temporary(work)
-    return manifest

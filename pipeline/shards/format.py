@@ -1,14 +1,14 @@
-"""The shard format: write a shard, publish a set, open and check a set, read a sample.
+"""The shard format: file names, records, dtypes and the content of each index file. See docs/shards.md.
 
-A shard set is one folder per split; the same input gives the same bytes:
+A shard set is one folder per split. The same input gives the same bytes:
 
     train-000000.tar ...   USTAR; members KEY.jpg and KEY.cls (the class index in ASCII); mtime and owner 0
     train-000000.idx ...   DALI's index v1.2, for fn.readers.webdataset
     index.npy              INDEX_DTYPE, one row per sample; the row number is the sample id
-    wids.json, _info.json  which tars there are and how many samples each has, as the wids package and timm read it
-    manifest.json          what is in the set and what made it, with the hash of every file; written last
+    wids.json, _info.json  the tars and the number of samples in each, for the wids and timm packages
+    manifest.json          the content of the set, its settings and source, and a hash of every file; written last
 
-A folder without a manifest is not a shard set. Files get their final names only when whole.
+A folder without a manifest is not a shard set. A file gets its final name only once it is complete.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from pipeline.imagenet.listing import ClassName
 
 FORMAT = "alexnet-pipeline shards, version 3"
 INDEX = "index.npy"
+DALI_INDEX_SUFFIX = ".idx"
 WIDS_INDEX = "wids.json"  # wids.ShardListDataset(".../wids.json")
 TIMM_INFO = "_info.json"  # timm.create_dataset("wds/", root=".../train", split="train")
-SEALED_NS = 1_348_963_200 * 10**9  # 30 September 2012: the time of change of a tar that is as it was when hashed
+HASHED_MTIME_NS = 1_348_963_200 * 10**9  # 30 September 2012; see writer.mark_hashed
 INDEX_DTYPE = np.dtype(
     [
         ("shard", "<i4"),  # position in the manifest's `shards`
@@ -38,14 +39,22 @@ INDEX_DTYPE = np.dtype(
         ("label", "<i4"),  # class index: position of the wnid in sorted order
         ("width", "<u2"),  # pixels
         ("height", "<u2"),
-        ("crc32", "<u4"),  # of the JPEG, so that verify can name the sample that a fault is in
+        ("crc32", "<u4"),  # of the JPEG, so that verify can name the damaged sample
     ]
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One stored picture: `key` names it in the tar, `jpeg` is a baseline JPEG of `width` x `height` pixels."""
+    """A stored image with its label.
+
+    Attributes:
+        key: Name of the sample in the tar, without suffix.
+        label: Class index.
+        jpeg: A baseline JPEG of `width` x `height` pixels.
+        width: Pixels.
+        height: Pixels.
+    """
 
     key: str
     label: int
@@ -56,7 +65,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A written tar as the manifest lists it."""
+    """A written tar, as the manifest lists it."""
 
     name: str
     samples: int
@@ -66,7 +75,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A picture of the source that is not in the set, and why."""
+    """An image of the source that could not be decoded and is not in the set, with the reason."""
 
     key: str
     reason: str
@@ -74,7 +83,18 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`. `settings` and `source` are free-form records of what made the set and from what."""
+    """The content of `manifest.json`.
+
+    Attributes:
+        split: `train` or `val`.
+        samples: Number of samples in all shards.
+        classes: Classes in the order of their wnids; the position is the label.
+        shards: Tars in order; `shard` of an index row is a position in it.
+        index_sha256: SHA-256 of index.npy.
+        settings: Free-form record of the settings and library versions that made the set.
+        source: Free-form record of the source that the set was made from.
+        quarantined: Images that are not in the set, sorted by key.
+    """
 
     split: str
     samples: int
@@ -86,61 +106,78 @@ class Manifest:
     quarantined: tuple[Quarantined, ...]
 
     def to_json(self) -> str:
-        """The file's text, the same for equal manifests; its last field is the hash of the others."""
+        """The text of the file. Equal manifests give equal text; the last field is the hash of all others."""
         fields = {"format": FORMAT, **asdict(self)}
         return json.dumps({**fields, "sha256": _json_sha256(fields)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str, path: Path) -> Manifest:
-        """Reads `to_json`'s text; ValueError names `path` if it is something else."""
+        """Reads the text that `to_json` writes.
+
+        Args:
+            text: Content of the file.
+            path: Where it came from, for the error message only.
+
+        Raises:
+            ValueError: The text is not an intact manifest of this format version.
+        """
         try:
             fields = json.loads(text)
             if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             if fields.pop("sha256") != _json_sha256({"format": FORMAT, **fields}):
-                raise ValueError("its text is not the one that its own sha256 was taken of")
+                raise ValueError("its text does not match its own sha256")
             fields["classes"] = tuple(ClassName(**entry) for entry in fields["classes"])
             fields["shards"] = tuple(ShardRecord(**entry) for entry in fields["shards"])
             fields["quarantined"] = tuple(Quarantined(**entry) for entry in fields["quarantined"])
             return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: not a shard set's manifest ({error}); run make_shards into a new folder"
-            ) from error
+            raise ValueError(f"{path}: not a shard set's manifest ({error}); {repair_hint(path.parent)}") from error
 
 
 def _json_sha256(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
+def repair_hint(folder: Path) -> str:
+    """The end of an error message about the damaged shard set in `folder`: the command that repairs it."""
+    return f"repair it: python tools/make_shards.py SOURCE {folder.parent} --repair"
+
+
 def dali_index(keys: Sequence[str], rows: np.ndarray) -> bytes:
-    """The text of DALI's index v1.2 for a tar that holds the samples `keys` at `rows` (INDEX_DTYPE)."""
+    """The text of DALI's index v1.2 for one tar.
+
+    Args:
+        keys: Keys of the samples in the tar, in order.
+        rows: Their index rows (INDEX_DTYPE).
+    """
     lines = [f"v1.2 {len(keys)}\n"]
     for key, offset, size, label in zip(keys, rows["offset"], rows["size"], rows["label"], strict=True):
-        label_offset = offset + padded(size) + tarfile.BLOCKSIZE
+        label_offset = offset + padded_to_blocks(size) + tarfile.BLOCKSIZE
         lines.append(f"jpg {offset} {size} {key}.jpg cls {label_offset} {len(str(label))} {key}.cls\n")
     return "".join(lines).encode()
 
 
-def padded(size: int) -> int:
-    """The room that `size` bytes take in a tar: whole blocks of 512."""
+def padded_to_blocks(size: int) -> int:
+    """Bytes that `size` bytes of data occupy in a tar: whole blocks of 512."""
     return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def member_header(name: str, size: int) -> bytes:
-    """The 512 bytes before a member's data."""
-    return member_info(name, size).tobuf(tarfile.USTAR_FORMAT)
-
-
-def member_info(name: str, size: int) -> tarfile.TarInfo:
+def tar_member(name: str, size: int) -> tarfile.TarInfo:
+    """The metadata of a tar member of `size` bytes. Time and owner are fixed, so equal input gives equal tars."""
     assert len(name) <= 100 and " " not in name, name
-    info = tarfile.TarInfo(name)  # mtime, uid, gid are 0 unless set
-    info.size, info.mode = size, 0o644
-    return info
+    member = tarfile.TarInfo(name)  # mtime, uid and gid are 0 unless set
+    member.size, member.mode = size, 0o644
+    return member
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The 512 bytes that precede the data of `tar_member(name, size)`."""
+    return tar_member(name, size).tobuf(tarfile.USTAR_FORMAT)
 
 
 def other_indexes(manifest: Manifest) -> dict[str, bytes]:
-    """Name and content of the indexes that other readers want, which follow from the manifest."""
+    """Name and content of the index files for other packages (wids, timm), which follow from the manifest alone."""
     shards = manifest.shards
     wids = {
         "__kind__": "wids-shard-index-v1",

@@ -1,4 +1,8 @@
-"""TODO-DOC pipeline.shards.job (from pipeline.sharder)."""
+"""One shard as one job: transcode its images, write its tar, and write a journal entry that says it is complete.
+
+A job runs in a worker and does not depend on other jobs. The journal entry is a file `SHARD.json` in the work folder;
+after an interruption, the next run takes the result from it instead of repeating the job.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,22 @@ from pipeline.files import published
 from pipeline.imagenet.listing import Items
 from pipeline.imagenet.source import ItemReader
 from pipeline.shards.bottleneck import StageSeconds
-from pipeline.shards.format import INDEX_DTYPE, Quarantined, Sample, ShardRecord
-from pipeline.shards.transcode import ResizeSettings, Undecodable, decode, encode, resize
+from pipeline.shards.format import DALI_INDEX_SUFFIX, INDEX_DTYPE, Quarantined, Sample, ShardRecord
+from pipeline.shards.settings import ResizeSettings
+from pipeline.shards.transcode import Undecodable, decode, encode, resize
 from pipeline.shards.writer import write_shard
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard of the plan."""
+    """One shard of the plan.
+
+    Attributes:
+        folder: Where the shard is written.
+        name: File name without suffix, such as `train-000000`.
+        items: The images of the shard, in the order in which they are written.
+        resize: How each image is stored.
+    """
 
     folder: Path
     name: str
@@ -31,83 +43,96 @@ class ShardJob:
 
 @dataclass(frozen=True, eq=False)
 class ShardResult:
-    """What a job did. `rows` has INDEX_DTYPE, `shard` left 0; `busy` is None where an earlier run did it."""
+    """The result of a job.
+
+    Attributes:
+        name: The job's name.
+        record: The written tar.
+        rows: Its index rows (INDEX_DTYPE) with `shard` still 0.
+        quarantined: Images that could not be decoded.
+        stage_seconds: Time that this run spent on the job; None if an earlier run did it.
+    """
 
     name: str
     record: ShardRecord
     rows: np.ndarray
     quarantined: list[Quarantined]
-    busy: StageSeconds | None
+    stage_seconds: StageSeconds | None
 
 
-def write_job(job: ShardJob) -> ShardResult:
-    """Writes one shard and, when it is whole, the note that says so. Runs in a worker."""
-    torch.set_num_threads(1)  # a worker is one core; more threads would only take the other workers' time
+def run_job(job: ShardJob) -> ShardResult:
+    """Writes one shard and then its journal entry. Runs in a worker."""
+    torch.set_num_threads(1)  # there is a worker per core; more threads would take time from the other workers
     started_s = time.perf_counter()
-    samples, quarantined, busy = _transcoded(job)
+    samples, quarantined, spent = _transcode_items(job)
     record, rows = write_shard(job.folder, job.name, samples)
-    result = ShardResult(job.name, record, rows, quarantined, None)
-    note_shard(job.folder, result)
-    write_s = time.perf_counter() - started_s - busy.total_s()
-    return ShardResult(job.name, record, rows, quarantined, busy + StageSeconds(write_s=write_s))
+    write_journal_entry(job.folder, ShardResult(job.name, record, rows, quarantined, None))
+    write_s = time.perf_counter() - started_s - spent.total_s()
+    return ShardResult(job.name, record, rows, quarantined, spent + StageSeconds(write_s=write_s))
 
 
-def _transcoded(job: ShardJob) -> tuple[list[Sample], list[Quarantined], StageSeconds]:
-    """The job's pictures as they are stored, in its order. They are read in the source's: disks like that, and a
-    parquet row group is then read once. All of a shard's stored pictures are in memory, about 20 kB each."""
+def _transcode_items(job: ShardJob) -> tuple[list[Sample], list[Quarantined], StageSeconds]:
+    """Transcodes the job's images and returns them in the job's order.
+
+    Reads them in the source's order, which suits disks and reads each parquet row group once. Holds all stored images
+    of the shard in memory, about 20 kB each.
+    """
     samples: dict[int, Sample] = {}
     quarantined: dict[int, Quarantined] = {}
     spent_s = dict.fromkeys(("read", "decode", "resize", "encode"), 0.0)
     with ItemReader() as reader:
         for place in _source_order(job.items).tolist():
             item = job.items[place]
-            clock = [time.perf_counter()]
+            times_s = [time.perf_counter()]
             try:
                 data = reader.read(item)
-                clock.append(time.perf_counter())
-                picture = decode(data, job.resize)
-                clock.append(time.perf_counter())
-                picture = resize(picture, job.resize)
-                clock.append(time.perf_counter())
-                stored = encode(picture, job.resize)
+                times_s.append(time.perf_counter())
+                pixels = decode(data, job.resize)
+                times_s.append(time.perf_counter())
+                pixels = resize(pixels, job.resize)
+                times_s.append(time.perf_counter())
+                stored = encode(pixels, job.resize)
                 samples[place] = Sample(item.key, item.label, stored.jpeg, stored.width, stored.height)
             except Undecodable as error:
                 quarantined[place] = Quarantined(item.key, str(error))
-            clock.append(time.perf_counter())
-            for stage, start_s, end_s in zip(spent_s, clock, clock[1:], strict=False):
+            times_s.append(time.perf_counter())
+            for stage, start_s, end_s in zip(spent_s, times_s, times_s[1:], strict=False):
                 spent_s[stage] += end_s - start_s
-    busy = StageSeconds(**{f"{stage}_s": seconds for stage, seconds in spent_s.items()})
-    return [samples[place] for place in sorted(samples)], [quarantined[p] for p in sorted(quarantined)], busy
+    spent = StageSeconds(**{f"{stage}_s": seconds for stage, seconds in spent_s.items()})
+    return [samples[place] for place in sorted(samples)], [quarantined[p] for p in sorted(quarantined)], spent
 
 
 def _source_order(items: Items) -> np.ndarray:
+    """Positions in `items`, sorted by folder, file and offset."""
     order: np.ndarray = np.lexsort((items.offset, items.name, items.parent))
     return order
 
 
-def note_shard(folder: Path, result: ShardResult) -> None:
+def journal_path(folder: Path, shard_name: str) -> Path:
+    """Where the journal entry of the shard `shard_name` is."""
+    return folder / f"{shard_name}.json"
+
+
+def write_journal_entry(folder: Path, result: ShardResult) -> None:
+    """Records that a shard in `folder` is complete, with everything that publishing the set needs to know of it."""
     fields = {
         "record": asdict(result.record),
         "rows": result.rows.tolist(),
         "quarantined": [asdict(entry) for entry in result.quarantined],
     }
-    with published(note_path(folder, result.name)) as file:
+    with published(journal_path(folder, result.name)) as file:
         file.write(json.dumps(fields).encode())
 
 
-def note_path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.json"
-
-
-def read_note(job: ShardJob) -> ShardResult | None:
-    """The result that a finished job noted, if its tar is there and as long as noted."""
-    path = note_path(job.folder, job.name)
+def read_journal_entry(job: ShardJob) -> ShardResult | None:
+    """The result of a job that is complete. None without an entry, or if its files are missing or of another size."""
+    path = journal_path(job.folder, job.name)
     if not path.is_file():
         return None
     fields = json.loads(path.read_text())
     record = ShardRecord(**fields["record"])
     tar = job.folder / record.name
-    if not tar.is_file() or tar.stat().st_size != record.bytes or not tar.with_suffix(".idx").is_file():
+    if not tar.is_file() or tar.stat().st_size != record.bytes or not tar.with_suffix(DALI_INDEX_SUFFIX).is_file():
         return None
     rows = np.array([tuple(row) for row in fields["rows"]], dtype=INDEX_DTYPE)
     return ShardResult(job.name, record, rows, [Quarantined(**q) for q in fields["quarantined"]], None)

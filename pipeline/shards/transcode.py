@@ -1,10 +1,12 @@
-"""One picture in, one re-encoded picture out: bytes of any format -> baseline RGB JPEG with a short side of 256.
+"""Transcodes one image: encoded bytes of any supported format in, a baseline RGB JPEG with a short side of 256 out.
 
-`transcode` is `decode`, `resize` and `encode`, one after the other. Plain JPEGs take a quick road through
-libjpeg-turbo; whatever it does not take without a complaint goes to Pillow, whose verdict stands. Both give the same
-pixels.
-Oddities of ImageNet: grey, CMYK, palette, alpha and 16-bit become 8-bit RGB; a PNG under a JPEG name is read as what it
-is; EXIF orientation is ignored unless asked for, as ImageNet training always has, and dropped.
+`transcode` is `decode`, `resize` and `encode` in sequence. Regular JPEGs are decoded by libjpeg-turbo through
+simplejpeg, which is faster. Everything else, including every JPEG that libjpeg-turbo warns about, is decoded by Pillow,
+which decides whether the image is usable. Both decoders give the same pixels.
+
+Irregular images occur in ImageNet: grey, CMYK, palette, alpha and 16-bit images become 8-bit RGB; a PNG with a JPEG's
+file name is read as a PNG. The EXIF orientation is ignored unless `ResizeSettings.apply_exif` is set, and no EXIF is
+stored.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError, features
 
-STORED_SHAPES = ("short-side", "square")
-FILTERS = ("lanczos", "bicubic", "area")
-SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow has more, some of which start other programs
-MAX_SIDE = 65_500  # libjpeg's limit
-MAX_PIXELS = 2**26  # of the source: some 400 MB while it is decoded, whatever its format; ImageNet's have less
-EXIF_ORIENTATION = 0x0112
-EXIF_TURNS = {
+from pipeline.shards.settings import FILTERS as FILTERS
+from pipeline.shards.settings import STORED_SHAPES as STORED_SHAPES
+from pipeline.shards.settings import SUBSAMPLINGS as SUBSAMPLINGS
+from pipeline.shards.settings import ResizeSettings as ResizeSettings
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows more, and starts other programs for some
+MAX_JPEG_SIDE = 65_500  # pixels; libjpeg's limit
+MAX_PIXELS = 2**26  # of a source image; decoding that many takes about 400 MB. ImageNet's images have fewer.
+EXIF_ORIENTATION_TAG = 0x0112
+EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,28 +39,6 @@ EXIF_TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class ResizeSettings:
-    """How a picture is stored."""
-
-    short_side: int = 256  # P 2
-    stored: str = "short-side"  # the whole picture, or the central square that the 2012 net trains on (P 2)
-    filter: str = "lanczos"
-    quality: int = 90  # 2012: "85" in a folder's name; the author's 2014 tool: 95
-    subsampling: str = "4:2:0"
-    apply_exif: bool = False  # turn a picture as its camera says
-
-    def __post_init__(self) -> None:
-        if self.stored not in STORED_SHAPES:
-            raise ValueError(f"stored shape {self.stored!r}, expected one of {', '.join(STORED_SHAPES)}")
-        if self.filter not in FILTERS:
-            raise ValueError(f"filter {self.filter!r}, expected one of {', '.join(FILTERS)}")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"JPEG quality {self.quality}, expected 1 to 100")
-        if self.subsampling not in SUBSAMPLINGS:
-            raise ValueError(f"subsampling {self.subsampling!r}, expected one of {', '.join(SUBSAMPLINGS)}")
 
 
 @dataclass(frozen=True)
@@ -69,66 +51,79 @@ class Encoded:
 
 
 class Undecodable(Exception):
-    """The bytes are no picture that we can store; the text is the reason."""
+    """The bytes are not an image that can be stored. The text is the reason, and goes into the manifest."""
 
 
 def transcode(data: bytes, settings: ResizeSettings) -> Encoded:
-    """Decodes, resizes and re-encodes one picture. Raises Undecodable with the reason."""
+    """Decodes, resizes and re-encodes one image.
+
+    Raises:
+        Undecodable: The image cannot be decoded or stored.
+    """
     return encode(resize(decode(data, settings), settings), settings)
 
 
 def decode(data: bytes, settings: ResizeSettings) -> np.ndarray:
-    """Encoded bytes -> uint8 (H, W, 3). A JPEG over twice the short side is decoded at 1/2, 1/4 or 1/8 of its size,
-    which libjpeg does within the inverse DCT. Raises Undecodable."""
-    if not settings.apply_exif and (picture := _plain_jpeg(data, settings.short_side)) is not None:
-        return picture
+    """Decodes an image of one of FORMATS.
+
+    A JPEG of at least twice the stored size is decoded at 1/2, 1/4 or 1/8 of its size, which libjpeg does within the
+    inverse DCT and which saves most of the time.
+
+    Returns:
+        Pixels, uint8 (H, W, 3).
+
+    Raises:
+        Undecodable: The bytes are damaged, of another format, or promise more than MAX_PIXELS.
+    """
+    if not settings.apply_exif and (pixels := _decode_regular_jpeg(data, settings.short_side)) is not None:
+        return pixels
     try:
-        return _by_pillow(data, settings)
+        return _decode_with_pillow(data, settings)
     except (MemoryError, Undecodable):
         raise
-    except UnidentifiedImageError as error:  # its text holds an address in memory: another one in every run
-        raise Undecodable(f"no picture in a known format ({', '.join(FORMATS)})") from error
-    except Exception as error:  # decoders raise whatever malformed bytes lead them to
+    except UnidentifiedImageError as error:  # its text holds a memory address, which differs between runs
+        raise Undecodable(f"not an image in a known format ({', '.join(FORMATS)})") from error
+    except Exception as error:  # on malformed bytes, decoders raise many kinds of errors
         raise Undecodable(f"{type(error).__name__}: {error}") from error
 
 
-def _plain_jpeg(data: bytes, short_side: int) -> np.ndarray | None:
-    """A grey or YCbCr JPEG without any irregularity, in a fifth less time than Pillow takes; None for all else."""
+def _decode_regular_jpeg(data: bytes, short_side: int) -> np.ndarray | None:
+    """Decodes a grey or YCbCr JPEG without irregularities, in a fifth less time than Pillow. None for all others."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "Gray"):
             return None
         _check_size(width, height)
-        divisor = _divisor(width, height, short_side)
+        divisor = _decode_divisor(width, height, short_side)
         rows, columns = -(-height // divisor), -(-width // divisor)
-        picture: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", min_height=rows, min_width=columns, min_factor=2)
-        return picture
-    except (ValueError, KeyError):  # a fault, maybe no more than a warning, which Pillow tells; KeyError: odd sampling
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", min_height=rows, min_width=columns, min_factor=2)
+        return pixels
+    except (ValueError, KeyError):  # an error or only a warning: Pillow decides. KeyError: an unusual subsampling.
         return None
 
 
-def _by_pillow(data: bytes, settings: ResizeSettings) -> np.ndarray:
+def _decode_with_pillow(data: bytes, settings: ResizeSettings) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd EXIF; sizes are judged below
+        warnings.simplefilter("ignore")  # about damaged EXIF; sizes are checked below
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         width, height = image.size
         _check_size(width, height)
         if image.format in ("JPEG", "MPO"):
-            divisor = _divisor(width, height, settings.short_side)
+            divisor = _decode_divisor(width, height, settings.short_side)
             image.draft(None, (width // divisor, height // divisor))
         if settings.apply_exif:
-            image = _turned(image)
+            image = _upright(image)
         return np.array(image if image.mode == "RGB" else _to_rgb(image))  # convert would copy RGB too
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """The picture upright. ImageOps.exif_transpose also writes the EXIF anew, and fails where that is damaged."""
-    image.load()  # so that a fault of the picture is not taken for one of its EXIF
+def _upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation. Unlike ImageOps.exif_transpose, works although other EXIF tags are damaged."""
+    image.load()  # raises errors of the image data here, outside the try block for EXIF
     try:
-        orientation = image.getexif().get(EXIF_ORIENTATION)
-    except Exception:  # parsers raise whatever a damaged EXIF leads them to; then it says nothing
+        orientation = image.getexif().get(EXIF_ORIENTATION_TAG)
+    except Exception:  # on damaged EXIF, parsers raise many kinds of errors; such EXIF is ignored
         return image
-    return image.transpose(EXIF_TURNS[orientation]) if orientation in EXIF_TURNS else image
+    return image.transpose(EXIF_TRANSPOSES[orientation]) if orientation in EXIF_TRANSPOSES else image
 
 
 def _check_size(width: int, height: int) -> None:
@@ -136,65 +131,79 @@ def _check_size(width: int, height: int) -> None:
         raise Undecodable(f"{width} x {height} pixels, more than {MAX_PIXELS:,}: a decompression bomb?")
 
 
-def _divisor(width: int, height: int, short_side: int) -> int:
-    """The most of 1, 2, 4 and 8 by which both sides can be divided and still be as long as in the result, whose size
-    stays what it would be."""
-    wanted = _stored_size(width, height, short_side)
+def _decode_divisor(width: int, height: int, short_side: int) -> int:
+    """The largest of 8, 4, 2 and 1 by which a JPEG can be decoded smaller without changing its stored size.
+
+    The decoded image must still be at least as large as the stored one. Decoding rounds sides up, which can change
+    the rounded long side of the stored image; such divisors are rejected.
+    """
+    target = _stored_size(width, height, short_side)
     for divisor in (8, 4, 2):
-        enough = width >= divisor * wanted[0] and height >= divisor * wanted[1]
-        if enough and _stored_size(-(-width // divisor), -(-height // divisor), short_side) == wanted:
+        large_enough = width >= divisor * target[0] and height >= divisor * target[1]
+        if large_enough and _stored_size(-(-width // divisor), -(-height // divisor), short_side) == target:
             return divisor
     return 1
 
 
 def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """(width, height) once the short side is what it shall be; the long side rounded, as the author's 2014 tool."""
+    """(width, height) after resizing. The long side is rounded, as in the author's 2014 tool."""
     scale = short_side / min(width, height)
     return (short_side, round(height * scale)) if width < height else (round(width * scale), short_side)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits; convert("RGB") would clip them at 255
+    if image.mode.startswith("I"):  # 16 bits: keep the upper byte; convert("RGB") would clip values at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
-def resize(picture: np.ndarray, settings: ResizeSettings) -> np.ndarray:
-    """uint8 (H, W, 3) to the short side; `square` cuts the centre out. Raises Undecodable where the long side is too
-    long for a JPEG."""
-    height, width, _ = picture.shape
+def resize(pixels: np.ndarray, settings: ResizeSettings) -> np.ndarray:
+    """Resizes to the stored short side and, for the stored shape `square`, cuts out the central square.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        settings: Short side, stored shape and filter.
+
+    Returns:
+        uint8 (H, W, 3), contiguous.
+
+    Raises:
+        Undecodable: The long side would be too long for a JPEG.
+    """
+    height, width, _ = pixels.shape
     side = settings.short_side
     size = _stored_size(width, height, side)
-    if max(size) > MAX_SIDE:
+    if max(size) > MAX_JPEG_SIDE:
         raise Undecodable(f"{width} x {height} pixels: at short side {side} too long for a JPEG")
     if size != (width, height):
-        picture = _scaled(picture, size, settings.filter)
+        pixels = _scaled(pixels, size, settings.filter)
     if settings.stored == "square":
         top, left = (size[1] - side) // 2, (size[0] - side) // 2
-        picture = picture[top : top + side, left : left + side]
-    return np.ascontiguousarray(picture)
+        pixels = pixels[top : top + side, left : left + side]
+    return np.ascontiguousarray(pixels)
 
 
-def _scaled(picture: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
-    if filter in ("bicubic", "lanczos"):  # Pillow's kernels, in a sixth of its time
-        # strides that torch takes for channels_last: else it answers in planes, and turning those takes as long again
-        pixels = torch.from_numpy(picture).unsqueeze(0).permute(0, 3, 1, 2)
-        resized = torch.nn.functional.interpolate(pixels, size=size[::-1], mode=filter, antialias=True)
+def _scaled(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
+    if filter in ("bicubic", "lanczos"):  # the same kernels as Pillow's, in a sixth of the time
+        # With these strides torch sees channels_last input and gives channels_last output. From any other view it
+        # gives planar output, and converting that back takes as long as the resize itself.
+        nchw = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
+        resized = torch.nn.functional.interpolate(nchw, size=size[::-1], mode=filter, antialias=True)
         return resized.permute(0, 2, 3, 1)[0].numpy()
-    shrinking = size[0] < picture.shape[1]
-    kernel = Image.Resampling.BOX if shrinking else Image.Resampling.BICUBIC  # the 2014 tool's rule
-    return np.asarray(Image.fromarray(picture).resize(size, kernel))
+    shrinks = size[0] < pixels.shape[1]
+    kernel = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC  # as in the author's 2014 tool
+    return np.asarray(Image.fromarray(pixels).resize(size, kernel))
 
 
-def encode(picture: np.ndarray, settings: ResizeSettings) -> Encoded:
-    """uint8 (H, W, 3), contiguous -> a baseline JPEG."""
+def encode(pixels: np.ndarray, settings: ResizeSettings) -> Encoded:
+    """Encodes contiguous uint8 (H, W, 3) pixels as a baseline JPEG."""
     subsampling = settings.subsampling.replace(":", "")
-    jpeg = simplejpeg.encode_jpeg(picture, settings.quality, "RGB", subsampling)
-    return Encoded(jpeg, picture.shape[1], picture.shape[0])
+    jpeg = simplejpeg.encode_jpeg(pixels, settings.quality, "RGB", subsampling)
+    return Encoded(jpeg, pixels.shape[1], pixels.shape[0])
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what decides the bytes that `transcode` makes."""
+    """Versions of the libraries that decide the bytes that `transcode` makes."""
     turbo = features.version("libjpeg_turbo")
     return {
         "pillow": PIL.__version__,

@@ -1,8 +1,8 @@
-"""Whether a shard set is as it was written: every hash, every index row and, if asked, every picture.
+"""Verifies that a shard set is as it was written: every hash, every index row and, on request, every image.
 
-`verify` goes on past the first fault and names each one: file, sample (by its key) where one is hit, and the bytes. A
-tar whose hash is right needs no closer look. In another, all but the pictures is known from names and sizes, and the
-pictures have their checksums in the index: so every byte belongs to something that can be named.
+`verify` reports every fault, not only the first: the file, the bytes, and the sample (by key) if a sample is damaged. A
+tar with the right hash needs no closer look. In any other tar, the expected bytes of headers, labels and padding follow
+from the keys and sizes, and the index has a checksum of every image. So every damaged byte can be attributed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import repeat
@@ -21,16 +21,33 @@ from PIL import Image
 
 from pipeline.files import sha256_of
 from pipeline.imagenet.webdataset import MANIFEST
-from pipeline.shards.format import INDEX, Manifest, ShardRecord, dali_index, member_header, other_indexes, padded
+from pipeline.shards.format import (
+    DALI_INDEX_SUFFIX,
+    INDEX,
+    Manifest,
+    ShardRecord,
+    dali_index,
+    other_indexes,
+    padded_to_blocks,
+    tar_header,
+)
 from pipeline.shards.reader import read_index, rows_by_shard
-from pipeline.workers import Workers
+from pipeline.workers import Progress, Workers
 
-DALI_INDEX_SUFFIX = ".idx"
+UNKNOWN_KEY = "?"  # of a sample whose key cannot be told because the tar and its DALI index are both damaged
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong: in which file, at which bytes (None: all of it), of which sample (None: of none)."""
+    """A fault of a shard set.
+
+    Attributes:
+        file: Name of the file.
+        what: What is wrong with it.
+        sample: Key of the damaged sample; None if no single sample is damaged.
+        start: First damaged byte; None for the whole file.
+        end: Byte behind the last damaged one.
+    """
 
     file: str
     what: str
@@ -43,11 +60,18 @@ class Fault:
         return f"{where}: {self.what}" if self.sample is None else f"{where}, sample {self.sample}: {self.what}"
 
 
-def verify(folder: Path, deep: bool, workers: Workers, progress: Callable[[int], None]) -> list[Fault]:
-    """The faults of the set in `folder`, none if it is as written; `deep` decodes every picture too.
+def verify(folder: Path, deep: bool, workers: Workers, progress: Progress) -> list[Fault]:
+    """Finds all faults of the shard set in `folder`.
 
-    A shard is a job of `workers`; `progress` counts samples. Without a readable manifest there is
-    nothing to compare with, and that is the one fault.
+    Args:
+        folder: One split's folder.
+        deep: Also decode every image.
+        workers: Each shard is one job.
+        progress: Called with the number of samples verified.
+
+    Returns:
+        All faults; an empty list if the set is as it was written. Without a readable manifest there is nothing to
+        compare with, and the list holds that one fault.
     """
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_text(errors="replace"), folder / MANIFEST)
@@ -67,14 +91,16 @@ def verify(folder: Path, deep: bool, workers: Workers, progress: Callable[[int],
 
 
 def _wrong_indexes(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+    """Faults of the index files for other packages."""
     for name, content in other_indexes(manifest).items():
         if not (folder / name).is_file():
             yield Fault(name, "missing")
         elif (folder / name).read_bytes() != content:
-            yield Fault(name, "not what follows from the manifest")
+            yield Fault(name, "does not match the manifest")
 
 
 def _wrong_hashes(folder: Path, records: Sequence[ShardRecord]) -> Iterator[Fault]:
+    """Faults of the tars as far as they can be found without an index."""
     for record in records:
         if not (folder / record.name).is_file():
             yield Fault(record.name, "missing")
@@ -83,23 +109,29 @@ def _wrong_hashes(folder: Path, records: Sequence[ShardRecord]) -> Iterator[Faul
 
 
 def verify_shard(folder: Path, record: ShardRecord, rows: np.ndarray, deep: bool) -> list[Fault]:
-    """The faults of one tar and its .idx, whose index rows are `rows`."""
+    """The faults of one tar and its DALI index. Runs in a worker.
+
+    Args:
+        folder: The shard set.
+        record: The tar, as the manifest lists it.
+        rows: Its index rows (INDEX_DTYPE).
+        deep: Also decode every image of an intact tar.
+    """
     path = folder / record.name
     idx = path.with_suffix(DALI_INDEX_SUFFIX)
     idx_text = idx.read_bytes() if idx.is_file() else b""
     if not path.is_file():
         return [Fault(record.name, "missing")]
     data = path.read_bytes()
-    whole = len(data) == record.bytes and hashlib.sha256(data).hexdigest() == record.sha256
-    keys = _keys_of_tar(data, rows) if whole else _keys_of_idx(idx_text, len(rows))
+    intact = len(data) == record.bytes and hashlib.sha256(data).hexdigest() == record.sha256
+    keys = _keys_of_tar(data, rows) if intact else _keys_of_idx(idx_text, len(rows))
     faults: list[Fault] = []
-    if not whole:
-        faults = list(_differences(record, data, keys, rows)) or [
-            Fault(record.name, "its sha256 is not the manifest's")
-        ]
+    if not intact:
+        wrong_hash = Fault(record.name, "its sha256 is not the manifest's")
+        faults = list(_differences(record, data, keys, rows)) or [wrong_hash]
     if idx_text != dali_index(keys, rows):
         faults.append(Fault(idx.name, "missing" if not idx.is_file() else "not the index of its tar"))
-    if deep and whole:
+    if deep and intact:
         faults += _undecodable(record, data, keys, rows)
     return faults
 
@@ -110,38 +142,39 @@ def _keys_of_tar(data: bytes, rows: np.ndarray) -> list[str]:
 
 
 def _keys_of_idx(text: bytes, samples: int) -> list[str]:
-    """The keys that an .idx names, by place; "?" where it is damaged itself."""
+    """The keys that a DALI index names, one per sample; UNKNOWN_KEY for damaged lines."""
     lines = text.decode(errors="replace").splitlines()[1:]
-    keys = [line.split()[3].removesuffix(".jpg") if len(line.split()) == 8 else "?" for line in lines[:samples]]
-    return keys + ["?"] * (samples - len(keys))
+    keys = [line.split()[3].removesuffix(".jpg") if len(line.split()) == 8 else UNKNOWN_KEY for line in lines[:samples]]
+    return keys + [UNKNOWN_KEY] * (samples - len(keys))
 
 
 def _differences(record: ShardRecord, data: bytes, keys: Sequence[str], rows: np.ndarray) -> Iterator[Fault]:
-    """Where `data` is not what `rows` say, sample by sample: both headers, the picture, the label, the padding."""
+    """The differences between `data` and what `rows` say, by sample: both headers, image, label and padding."""
     if len(data) != record.bytes:
-        yield Fault(
-            record.name, f"{len(data)} bytes, expected {record.bytes}", None, min(len(data), record.bytes), record.bytes
-        )
+        length = f"{len(data)} bytes, expected {record.bytes}"
+        yield Fault(record.name, length, None, min(len(data), record.bytes), record.bytes)
     end = 0
     for key, row in zip(keys, rows, strict=True):
         offset, size, label = int(row["offset"]), int(row["size"]), str(row["label"]).encode()
         jpeg = data[offset : offset + size]
         if zlib.crc32(jpeg) != row["crc32"]:
-            yield Fault(record.name, "the picture's bytes changed", key, offset, offset + size)
+            yield Fault(record.name, "the image's bytes changed", key, offset, offset + size)
         start, after = offset - tarfile.BLOCKSIZE, offset + size
-        tail = bytes(padded(size) - size) + member_header(f"{key}.cls", len(label)) + label
-        tail += bytes(padded(len(label)) - len(label))
+        tail = bytes(padded_to_blocks(size) - size) + tar_header(f"{key}.cls", len(label)) + label
+        tail += bytes(padded_to_blocks(len(label)) - len(label))
         end = after + len(tail)
-        known = key != "?"  # else the headers cannot be told from damage; the idx is a fault of its own
-        if known and data[start:offset] != member_header(f"{key}.jpg", size):
-            yield Fault(record.name, "the header before the picture changed", key, start, offset)
+        # With an unknown key the expected headers are unknown; the damaged DALI index is reported as its own fault.
+        known = key != UNKNOWN_KEY
+        if known and data[start:offset] != tar_header(f"{key}.jpg", size):
+            yield Fault(record.name, "the header before the image changed", key, start, offset)
         if known and data[after:end] != tail:
-            yield Fault(record.name, "the label or what surrounds it changed", key, after, end)
+            yield Fault(record.name, "the label, its header or the padding changed", key, after, end)
     if any(data[end:]):
         yield Fault(record.name, "bytes behind the last sample changed", None, end, len(data))
 
 
 def _undecodable(record: ShardRecord, data: bytes, keys: Sequence[str], rows: np.ndarray) -> Iterator[Fault]:
+    """Images of an intact tar that cannot be decoded or have another size than the index says."""
     for key, row in zip(keys, rows, strict=True):
         offset, end = int(row["offset"]), int(row["offset"] + row["size"])
         try:

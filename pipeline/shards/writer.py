@@ -1,4 +1,4 @@
-"""TODO-DOC pipeline.shards.writer (from pipeline.shards)."""
+"""Writes a shard (tar and DALI index) and publishes a shard set (index.npy, other packages' indexes, manifest)."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ import numpy as np
 from pipeline.files import published
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.shards.format import (
+    DALI_INDEX_SUFFIX,
+    HASHED_MTIME_NS,
     INDEX,
     INDEX_DTYPE,
-    SEALED_NS,
     Manifest,
     Sample,
     ShardRecord,
     dali_index,
-    member_info,
     other_indexes,
+    tar_member,
 )
 
 
 class _HashingFile:
-    """Write-only file that hashes what passes through, so that a tar is hashed without being read again."""
+    """A write-only file that hashes what is written, so that a tar need not be read again for its hash."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
@@ -44,9 +45,10 @@ class _HashingFile:
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[ShardRecord, np.ndarray]:
-    """Writes `name`.tar and `name`.idx; returns the record and the index rows (INDEX_DTYPE, `shard` left 0).
+    """Writes `name`.tar and `name`.idx. Takes samples one at a time, so memory use does not grow with the shard.
 
-    Takes samples one at a time, so memory does not grow with the shard.
+    Returns:
+        The tar's record for the manifest, and its index rows (INDEX_DTYPE) with `shard` still 0.
     """
     rows: list[tuple[int, ...]] = []
     keys: list[str] = []
@@ -54,33 +56,39 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> tuple[Sha
         hashing = _HashingFile(file)
         with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
             for sample in samples:
-                offset = _add(tar, f"{sample.key}.jpg", sample.jpeg)
-                _add(tar, f"{sample.key}.cls", str(sample.label).encode())
+                offset = _append(tar, f"{sample.key}.jpg", sample.jpeg)
+                _append(tar, f"{sample.key}.cls", str(sample.label).encode())
                 crc = zlib.crc32(sample.jpeg)
                 rows.append((0, offset, len(sample.jpeg), sample.label, sample.width, sample.height, crc))
                 keys.append(sample.key)
-    seal_tar(folder / f"{name}.tar")
+    mark_hashed(folder / f"{name}.tar")
     index = np.array(rows, dtype=INDEX_DTYPE)
-    with published(folder / f"{name}.idx") as file:
+    with published(folder / f"{name}{DALI_INDEX_SUFFIX}") as file:
         file.write(dali_index(keys, index))
     return ShardRecord(f"{name}.tar", len(rows), hashing.bytes, hashing.hash.hexdigest()), index
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+def _append(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     """Appends a member with fixed metadata; returns the offset of its first data byte."""
     offset = tar.offset + tarfile.BLOCKSIZE
-    tar.addfile(member_info(name, len(data)), BytesIO(data))
+    tar.addfile(tar_member(name, len(data)), BytesIO(data))
     return offset
 
 
 def publish(folder: Path, manifest_of: Callable[[str], Manifest], index: np.ndarray) -> Manifest:
-    """Writes index.npy, others' indexes and, last, the manifest, made by `manifest_of(index_sha256)`. Returns it."""
+    """Turns a folder of shards into a shard set: writes index.npy, other packages' indexes and, last, the manifest.
+
+    Args:
+        folder: Holds the tars and their DALI indexes already.
+        manifest_of: Makes the manifest from the SHA-256 of index.npy.
+        index: Rows of all samples (INDEX_DTYPE), `shard` filled in.
+    """
     assert index.dtype == INDEX_DTYPE
-    text = BytesIO()
-    np.save(text, index)
+    npy = BytesIO()
+    np.save(npy, index)
     with published(folder / INDEX) as file:
-        file.write(text.getvalue())
-    manifest = manifest_of(hashlib.sha256(text.getvalue()).hexdigest())
+        file.write(npy.getvalue())
+    manifest = manifest_of(hashlib.sha256(npy.getvalue()).hexdigest())
     for name, content in other_indexes(manifest).items():
         with published(folder / name) as file:
             file.write(content)
@@ -89,6 +97,10 @@ def publish(folder: Path, manifest_of: Callable[[str], Manifest], index: np.ndar
     return manifest
 
 
-def seal_tar(path: Path) -> None:
-    """Gives a tar whose hash is known the time of change that any later write takes from it."""
-    os.utime(path, ns=(SEALED_NS, SEALED_NS))
+def mark_hashed(tar: Path) -> None:
+    """Sets the modification time that means "this tar's hash is known to be right".
+
+    Any later write changes the modification time, and so does a copy that does not preserve times. `open_shards`
+    therefore hashes only tars with another time, and opens 40 GB of unchanged tars at once.
+    """
+    os.utime(tar, ns=(HASHED_MTIME_NS, HASHED_MTIME_NS))

@@ -1,4 +1,4 @@
-"""Eigenbasis: exact moments, a known covariance recovered, the same bits for any grouping of the work."""
+"""Eigenbasis: moments are exact, a known covariance is recovered, and any grouping of the work gives the same bits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from pipeline import rgb_pca
-from pipeline.rgb_pca import check, eigenbasis_of, load, measure, moments_of, save
+from pipeline.rgb_pca import check, eigenbasis_of, load, load_for, measure, moments_of, save
 from pipeline.shards.reader import ShardSet
 from pipeline.workers import IN_PROCESS, ignore, workers_of
 
 
-def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Random pictures of sizes 256 to 299 whose channels share most of their variance."""
+def random_images(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Random images with sides of 256 to 299 pixels whose channels share most of their variance."""
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
@@ -29,8 +29,8 @@ def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def test_moments_equal_numpys_on_all_pixels():
-    """Twin: stack every pixel and let NumPy compute mean and covariance."""
-    made = pictures(5)
+    """Mean and covariance equal those that NumPy computes from all pixels stacked."""
+    made = random_images(5)
     basis = eigenbasis_of(moments_of(made), "")
     pixels = np.concatenate([p.reshape(-1, 3) for p in made]).astype(np.float64)
     np.testing.assert_allclose(basis.mean, pixels.mean(axis=0), rtol=1e-13)
@@ -40,16 +40,16 @@ def test_moments_equal_numpys_on_all_pixels():
 
 
 def test_any_grouping_gives_the_same_bits():
-    made = pictures(6)
+    made = random_images(6)
     whole = moments_of(made)
     for cut in range(1, 6):
         parts = moments_of(made[:cut]) + moments_of(made[cut:])
-        for name in ("sums", "products", "image_sums", "pixels", "pictures"):
+        for name in ("sums", "products", "image_sums", "pixels", "images"):
             np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 def test_a_known_covariance_is_recovered():
-    """Pixels drawn along chosen axes with chosen deviations give back the axes, as columns, and the deviations."""
+    """Pixels drawn along known axes with known deviations give these axes, as columns, and these deviations."""
     axes = np.linalg.qr(np.array([[1.0, 1, 0.2], [1, -0.2, 1], [1, -1, -1]]))[0]
     deviations = np.array([40.0, 12.0, 4.0])
     rng = np.random.default_rng(1)
@@ -63,7 +63,7 @@ def test_a_known_covariance_is_recovered():
 
 
 def test_the_set_decoded_here_and_by_two_workers_is_the_same(train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rgb_pca, "CHUNK", 13)
+    monkeypatch.setattr(rgb_pca, "IMAGES_PER_JOB", 13)
     one = measure(train_shards, IN_PROCESS, ignore)
     with workers_of(2, rgb_pca.__name__) as workers:
         two = measure(train_shards, workers, ignore)
@@ -89,6 +89,14 @@ def test_saved_is_loaded(train_shards: ShardSet, tmp_path: Path):
         np.testing.assert_array_equal(getattr(found, name), getattr(basis, name))
 
 
+def test_the_default_place_is_the_shard_sets_own_folder(shard_root: Path, train_shards: ShardSet, tmp_path: Path):
+    """load_for reads the folder of the shard set unless it gets another path."""
+    own = load_for(train_shards)
+    np.testing.assert_array_equal(own.mean, load(rgb_pca.eigenbasis_path(shard_root / "train"), train_shards).mean)
+    save(replace(own, mean=own.mean + 1), tmp_path / "basis.json")
+    np.testing.assert_array_equal(load_for(train_shards, tmp_path / "basis.json").mean, own.mean + 1)
+
+
 def test_a_basis_of_another_set_is_refused(shard_root: Path, train_shards: ShardSet, tmp_path: Path):
     basis = measure(train_shards, IN_PROCESS, ignore)
     save(replace(basis, manifest_sha256="0" * 64), tmp_path / "basis.json")
@@ -99,15 +107,15 @@ def test_a_basis_of_another_set_is_refused(shard_root: Path, train_shards: Shard
 def test_a_missing_or_damaged_basis_is_named(shard_root: Path, train_shards: ShardSet, tmp_path: Path):
     with pytest.raises(ValueError, match=r"no eigenbasis here; run: python tools/compute_pca.py"):
         load(tmp_path / "none.json", train_shards)
-    shutil.copy(shard_root / "train" / "eigenbasis.json", tmp_path / "alone.json")
+    shutil.copy(rgb_pca.eigenbasis_path(shard_root / "train"), tmp_path / "alone.json")
     with pytest.raises(ValueError, match=r"not an eigenbasis with its mean_image.npy"):
         load(tmp_path / "alone.json", train_shards)
 
 
 def test_photograph_like_pixels_pass_without_warning_and_others_do_not():
-    good = eigenbasis_of(moments_of(pictures(3)), "")
+    good = eigenbasis_of(moments_of(random_images(3)), "")
     assert check(good) == []
-    inverted = [np.dstack([p[..., 0], 255 - p[..., 1], p[..., 2]]) for p in pictures(3)]
+    inverted = [np.dstack([p[..., 0], 255 - p[..., 1], p[..., 2]]) for p in random_images(3)]
     assert "positively correlated" in check(eigenbasis_of(moments_of(inverted), ""))[0]
-    dark = [(p // 16) for p in pictures(3)]
-    assert any("channel deviations" in line for line in check(eigenbasis_of(moments_of(dark), "")))
+    dark = [(p // 16) for p in random_images(3)]
+    assert any("standard deviations" in line for line in check(eigenbasis_of(moments_of(dark), "")))

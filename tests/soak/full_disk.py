@@ -1,9 +1,9 @@
-"""Shards onto a disk that is too small, makes it larger, and shards again. Needs the right to mount a tmpfs.
+"""Shards onto a disk that is too small, enlarges it, and shards again. Requires permission to mount a tmpfs.
 
-    python tests/long_full_disk.py
+    python -m tests.soak.full_disk
 
-The first run must end with code 2 and one line that names the full disk; the second must complete, to the bytes that a
-run with room enough writes. Prints what it saw; exits with 1 where that is something else.
+The first runs must exit with code 2 and one line that names the full disk. The last run must complete, with the same
+bytes as a run on a large disk. Prints each result. Exits with 1 if a result is unexpected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def tool(name: str, *args: object) -> subprocess.CompletedProcess[str]:
 def mount(folder: Path, options: str) -> None:
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"no tmpfs can be mounted here ({done.stderr.strip()}); run this as root")
+        sys.exit(f"cannot mount a tmpfs ({done.stderr.strip()}); run this as root")
 
 
 def main() -> int:
@@ -35,19 +35,20 @@ def main() -> int:
         root, small = Path(folder), Path(folder) / "small"
         small.mkdir()
         tool("make_sample", root / "sample", "--classes", 3, "--train", 40, "--val", 4)
-        assert tool("make_shards", root / "sample", root / "whole", "--shard-samples", 10).returncode == 0
+        assert tool("make_shards", root / "sample", root / "large", "--shard-samples", 10).returncode == 0
         mount(small, "size=1m")
         try:
             for workers in (1, 2):
                 full = tool("make_shards", root / "sample", small, "--shard-samples", 10, "--workers", workers)
-                said = full.stderr.splitlines()[-1]
-                print(f"a disk of 1 MB, {workers} workers: code {full.returncode}, {said.replace(folder, '')}")
-                if full.returncode != 2 or not said.endswith("No space left on device") or "Traceback" in full.stderr:
+                message = full.stderr.splitlines()[-1]
+                print(f"disk of 1 MB, {workers} workers: code {full.returncode}, {message.replace(folder, '')}")
+                one_line = message.endswith("No space left on device") and "Traceback" not in full.stderr
+                if full.returncode != 2 or not one_line:
                     return 1
             mount(small, "remount,size=64m")
             again = tool("make_shards", root / "sample", small, "--shard-samples", 10)
-            equal = files_of(small) == files_of(root / "whole")
-            print(f"64 MB, the same command: code {again.returncode}, {'the same' if equal else 'OTHER'} bytes")
+            equal = files_of(small) == files_of(root / "large")
+            print(f"disk of 64 MB, same command: code {again.returncode}, {'same' if equal else 'DIFFERENT'} bytes")
             return 0 if again.returncode == 0 and equal else 1
         finally:
             subprocess.run(["umount", small], check=True)

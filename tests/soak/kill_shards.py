@@ -1,10 +1,11 @@
-"""Kills make_shards at random moments, runs it again, and compares with a run that nobody disturbed.
+"""Kills make_shards at random moments, runs it again, and compares the result with an uninterrupted run.
 
-    python tests/long_kill_shards.py [--runs 200] [--seed 1]
+    python -m tests.soak.kill_shards [--runs 200] [--seed 1]
 
-Every run: a fresh folder, one worker (every twentieth 2 or 3), SIGKILL after up to twice the time that a whole run
-takes, again and again until one gets through. Then every file must be, byte for byte, the undisturbed run's, and no
-other may be there. Prints a line per 10 runs and a summary; exits with 1 at the first difference.
+Each run uses a fresh folder and one worker (every twentieth run uses 2 or 3). It is killed with SIGKILL after a random
+time of up to twice that of an uninterrupted run, and started again, until it completes. The folder must then hold
+exactly the files of the uninterrupted run, byte for byte. Prints a line per 10 runs and a summary. Exits with 1 at the
+first difference.
 """
 
 from __future__ import annotations
@@ -16,45 +17,90 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import psutil
 
+from pipeline.imagenet.source import open_source
+from pipeline.shards.build import make_split
+from pipeline.shards.settings import ShardSettings
+from pipeline.synthetic.dataset import SampleSettings, make_sample
+from pipeline.workers import IN_PROCESS, ignore, workers_of
 from tests.support.shard_fixtures import files_of
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-from pipeline.imagenet.source import open_source  # noqa: E402
-from pipeline.shards import build as sharder  # noqa: E402
-from pipeline.shards.build import ShardSettings, make_split  # noqa: E402
-from pipeline.synthetic.dataset import SampleSettings, make_sample  # noqa: E402
-from pipeline.workers import IN_PROCESS, ignore, workers_of  # noqa: E402
+WORKER_COUNTS = (1, 2, 3)
 
 
-def make(source: Path, out: Path, workers: int) -> None:
-    """What make_shards does, without its start: most kills are to hit the work."""
-    where = open_source(source)
-    with workers_of(workers, sharder.__name__) as crew:
-        for split in where.splits():
-            make_split(where.listing(split), out, ShardSettings(shard_samples=6), crew, 10, ignore)
+def make_shards(source: Path, out: Path, worker_count: int) -> None:
+    """Does the work of make_shards without its start-up, so that most kills interrupt the work itself."""
+    opened = open_source(source)
+    with workers_of(worker_count, make_split.__module__) as workers:
+        for split in opened.splits():
+            make_split(opened.listing(split), out, ShardSettings(shard_samples=6), workers, 10, ignore)
 
 
-def start(source: Path, out: Path, workers: int) -> ForkProcess:
-    process = get_context("fork").Process(target=make, args=(source, out, workers))
+def start(source: Path, out: Path, worker_count: int) -> ForkProcess:
+    process = get_context("fork").Process(target=make_shards, args=(source, out, worker_count))
     process.start()
     return process
 
 
-def seconds_of(source: Path, out: Path, workers: int) -> float:
-    """The time of an undisturbed run."""
+def duration_s(source: Path, out: Path, worker_count: int) -> float:
+    """Duration of an uninterrupted run."""
     started_s = time.monotonic()
-    process = start(source, out, workers)
+    process = start(source, out, worker_count)
     process.join()
     assert process.exitcode == 0
     return time.monotonic() - started_s
+
+
+@dataclass
+class Killer:
+    """Runs make_shards and kills it, at moments drawn from `rng`.
+
+    Attributes:
+        source: The sample dataset.
+        uninterrupted_s: Duration of an uninterrupted run by number of workers.
+        rng: Source of all random numbers.
+        kills: Number of kills by the state in which they left the folder.
+    """
+
+    source: Path
+    uninterrupted_s: dict[int, float]
+    rng: random.Random
+    kills: Counter[str] = field(default_factory=Counter)
+
+    def run(self, out: Path, worker_count: int) -> int | None:
+        """Starts and kills runs into `out` until one completes after at least one kill. Returns its exit code."""
+        killed = False
+        while True:
+            process = start(self.source, out, worker_count)
+            process.join(timeout=self.uninterrupted_s[worker_count] * self.rng.uniform(0, 2))
+            if process.exitcode is None:
+                children = psutil.Process(process.pid).children(recursive=True)
+                process.kill()
+                process.join()
+                psutil.wait_procs(children)  # workers exit by themselves; without the wait they would accumulate
+                self.kills[state_of(out)] += 1
+                killed = True
+            elif killed:
+                return process.exitcode
+            else:  # it completed before it was killed, which proves nothing
+                shutil.rmtree(out)
+
+
+def state_of(out: Path) -> str:
+    """How far a killed run had come."""
+    for split in ("val", "train"):
+        if (out / split).exists():
+            return f"{split} complete"
+        if (out / f"{split}.unfinished").exists():
+            shards = len(list((out / f"{split}.unfinished").glob("*.tar")))
+            return f"{split}, {shards:2} shards"
+    return "nothing written"
 
 
 def main() -> int:
@@ -62,54 +108,28 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    draw = random.Random(args.seed)
+    rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_sample(root / "sample", SampleSettings(classes=3, train_images=24, val_images=4), IN_PROCESS, ignore)
-        whole_s = {n: seconds_of(root / "sample", root / f"whole-{n}", n) for n in (1, 2, 3)}
-        expected = files_of(root / "whole-1")
-        assert files_of(root / "whole-2") == files_of(root / "whole-3") == expected
-        hits: Counter[str] = Counter()
+        uninterrupted_s = {n: duration_s(root / "sample", root / f"expected-{n}", n) for n in WORKER_COUNTS}
+        expected = files_of(root / "expected-1")
+        assert files_of(root / "expected-2") == files_of(root / "expected-3") == expected
+        killer = Killer(root / "sample", uninterrupted_s, rng)
         for run in range(1, args.runs + 1):
             out = root / f"run-{run}"
-            workers = draw.choice([2, 3]) if run % 20 == 0 else 1
-            kills = 0
-            while True:
-                process = start(root / "sample", out, workers)
-                process.join(timeout=whole_s[workers] * draw.uniform(0, 2))
-                if process.exitcode is None:
-                    helpers = psutil.Process(process.pid).children(recursive=True)
-                    process.kill()
-                    process.join()
-                    psutil.wait_procs(helpers)  # they end by themselves, once they have started: else they pile up
-                    hits[state_of(out)] += 1
-                    kills += 1
-                elif kills:
-                    break
-                else:  # it got through at once: that proves nothing
-                    shutil.rmtree(out)
+            code = killer.run(out, rng.choice([2, 3]) if run % 20 == 0 else 1)
             found = files_of(out)
-            if process.exitcode or found != expected:
+            if code or found != expected:
                 names = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
-                print(f"run {run} ended with {process.exitcode}, seed {args.seed}; these files differ: {names}")
+                print(f"run {run} exited with {code}, seed {args.seed}; these files differ: {names}")
                 return 1
             shutil.rmtree(out)
             if run % 10 == 0:
-                print(f"{run} of {args.runs} runs, {sum(hits.values())} kills, all equal so far", flush=True)
-    print(f"{args.runs} runs, {sum(hits.values())} kills; where they hit: {dict(sorted(hits.items()))}")
-    print("every folder is byte for byte that of the undisturbed run")
+                print(f"{run} of {args.runs} runs, {killer.kills.total()} kills, all equal so far", flush=True)
+    print(f"{args.runs} runs, {killer.kills.total()} kills; state after the kill: {dict(sorted(killer.kills.items()))}")
+    print("every folder is byte for byte that of the uninterrupted run")
     return 0
-
-
-def state_of(out: Path) -> str:
-    """How far the killed run had come."""
-    for split in ("val", "train"):
-        if (out / split).exists():
-            return f"{split} whole"
-        if (out / f"{split}.unfinished").exists():
-            shards = len(list((out / f"{split}.unfinished").glob("*.tar")))
-            return f"{split}, {shards:2} shards"
-    return "nothing written"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are no picture, or no longer: each is stored as Pillow reads it, or refused for a stated reason."""
+"""Malformed files: each is stored as Pillow reads it, or refused with a reason, and none stops a worker."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.shards.transcode import (
     Encoded,
     ResizeSettings,
     Undecodable,
-    _by_pillow,
-    _plain_jpeg,
+    _decode_regular_jpeg,
+    _decode_with_pillow,
     encode,
     resize,
     transcode,
@@ -36,10 +36,10 @@ SOF, DHT, EOI, SOS, DQT, APP0 = 0xC0, 0xC4, 0xD9, 0xDA, 0xDB, 0xE0  # baseline J
 
 
 def encoded(format: str, **options: object) -> bytes:
-    """A small picture in `format`."""
+    """A small image in `format`."""
     out = BytesIO()
-    with Image.open(BytesIO(drawn_jpeg(1, 290, 270))) as picture:
-        picture.save(out, format, **options)
+    with Image.open(BytesIO(drawn_jpeg(1, 290, 270))) as image:
+        image.save(out, format, **options)
     return out.getvalue()
 
 
@@ -59,13 +59,14 @@ WHOLE = {
 
 
 def truncated() -> Iterator[tuple[str, bytes]]:
+    """Each kind, cut off at several lengths."""
     for kind, data in WHOLE.items():
         for length in np.linspace(3, len(data) - 1, 10 if data.startswith(b"\xff\xd8") else 5).astype(int):
             yield f"{kind}-cut-at-{length}", data[:length]
 
 
 def flipped(seed: int) -> Iterator[tuple[str, bytes]]:
-    """Each kind with 1 to 8 bits turned over: anywhere, and within the first 600 bytes, where the tables are."""
+    """Each kind with 1 to 8 flipped bits: anywhere, or within the first 600 bytes, which hold the tables."""
     rng = np.random.default_rng(seed)
     for kind, data in WHOLE.items():
         for number in range(10):
@@ -89,7 +90,7 @@ def segments(marker: int) -> list[tuple[int, int]]:
 
 
 def without(marker: int) -> bytes:
-    """JPEG less its segments with this marker."""
+    """JPEG without its segments with this marker."""
     data = JPEG
     for start, end in reversed(segments(marker)):
         data = data[:start] + data[end:]
@@ -97,12 +98,12 @@ def without(marker: int) -> bytes:
 
 
 def put(data: bytes, place: int, new: bytes) -> bytes:
-    """`data` with `new` over what was at `place`."""
+    """`data`, overwritten with `new` at `place`."""
     return data[:place] + new + data[place + len(new) :]
 
 
 def tables_overwritten() -> Iterator[tuple[str, bytes]]:
-    """Huffman and quantisation tables full of something else; the first byte after the length is a table's number."""
+    """Huffman and quantisation tables with other content. The first byte after the length is the table's number."""
     rng = np.random.default_rng(3)
     for name, marker in (("huffman", DHT), ("quantisation", DQT)):
         for number, (start, end) in enumerate(segments(marker)):
@@ -115,7 +116,8 @@ def tables_overwritten() -> Iterator[tuple[str, bytes]]:
         yield f"{name}-missing", without(marker)
 
 
-def headers_that_lie() -> Iterator[tuple[str, bytes]]:
+def false_headers() -> Iterator[tuple[str, bytes]]:
+    """Headers whose size, components, sampling or checksum is wrong."""
     ((frame, _),) = segments(SOF)
     ((scan, _),) = segments(SOS)
     for name, height, width in [
@@ -152,7 +154,8 @@ def headers_that_lie() -> Iterator[tuple[str, bytes]]:
     yield "tiff-directory-in-header", put(WHOLE["tiff"], 4, bytes(4))
 
 
-def put_together() -> Iterator[tuple[str, bytes]]:
+def combined() -> Iterator[tuple[str, bytes]]:
+    """Files joined, mixed, or with parts missing."""
     for kind, data in WHOLE.items():
         yield f"{kind}-twice", data * 2
         yield f"{kind}-and-garbage", data + bytes(range(256)) * 4
@@ -174,7 +177,7 @@ def put_together() -> Iterator[tuple[str, bytes]]:
     yield "jpeg-two-frames", JPEG[: segments(SOF)[0][1]] + JPEG[segments(SOF)[0][0] :]
 
 
-NO_PICTURE = {
+NOT_AN_IMAGE = {
     "empty": b"",
     "one-byte": b"\xff",
     "zeros": bytes(10_000),
@@ -196,12 +199,12 @@ NO_PICTURE = {
 
 CORPUS = dict(
     (
-        *NO_PICTURE.items(),
+        *NOT_AN_IMAGE.items(),
         *truncated(),
         *flipped(seed=5),
         *tables_overwritten(),
-        *headers_that_lie(),
-        *put_together(),
+        *false_headers(),
+        *combined(),
     )
 )
 
@@ -210,7 +213,7 @@ CORPUS = dict(
 
 
 def ours(data: bytes) -> Encoded | str:
-    """What `transcode` makes of it, or the reason why nothing."""
+    """The result of `transcode`, or the reason why it refuses the bytes."""
     try:
         return transcode(data, PLAIN)
     except Undecodable as error:
@@ -218,16 +221,16 @@ def ours(data: bytes) -> Encoded | str:
 
 
 def by_pillow(data: bytes) -> Encoded | None:
-    """The plainer twin: always by Pillow, and None for whatever it or we then stumble over."""
+    """The plain reference: always decoded by Pillow; None on any error."""
     try:
-        return encode(resize(_by_pillow(data, PLAIN), PLAIN), PLAIN)
+        return encode(resize(_decode_with_pillow(data, PLAIN), PLAIN), PLAIN)
     except Exception:
         return None
 
 
 @pytest.mark.parametrize("name", CORPUS)
 def test_a_damaged_file_is_stored_as_pillow_reads_it_or_refused_with_a_reason(name: str):
-    """Nothing but Undecodable is raised, and just where Pillow's road fails; its text is words, always the same."""
+    """Only Undecodable is raised, exactly if the reference fails too. Its text has words and is the same each time."""
     result = ours(CORPUS[name])
     if isinstance(result, Encoded):
         assert result == by_pillow(CORPUS[name])
@@ -237,31 +240,31 @@ def test_a_damaged_file_is_stored_as_pillow_reads_it_or_refused_with_a_reason(na
         assert result == ours(bytes(bytearray(CORPUS[name])))
 
 
-def test_the_corpus_takes_every_road():
-    """The law above is worth something only where many are refused and many stored, by the quick road, too."""
+def test_the_corpus_reaches_every_outcome():
+    """The test above proves little unless many files are refused, many stored, and some decoded by the fast decoder."""
     results = {name: ours(data) for name, data in CORPUS.items()}
     stored = [name for name, result in results.items() if isinstance(result, Encoded)]
-    quick = [name for name in stored if _plain_jpeg(CORPUS[name], PLAIN.short_side) is not None]
+    fast = [name for name in stored if _decode_regular_jpeg(CORPUS[name], PLAIN.short_side) is not None]
     assert len(CORPUS) >= 200
     assert len(CORPUS) - len(stored) >= 60
-    assert len(stored) - len(quick) >= 60
-    assert len(quick) >= 10
-    assert all(isinstance(results[name], str) for name in NO_PICTURE)
+    assert len(stored) - len(fast) >= 60
+    assert len(fast) >= 10
+    assert all(isinstance(results[name], str) for name in NOT_AN_IMAGE)
 
 
 # ---- all at once --------------------------------------------------------------------------------------------------
 
 
 def make_shards(source: Path, out: Path) -> Manifest:
-    """The training split of `source` as shards in `out`/train, by two workers."""
+    """Writes the training split of `source` to `out`/train with two workers."""
     with workers_of(2, preload="pipeline.shards.job") as workers:
         settings = ShardSettings(PLAIN, shard_samples=60)
         return make_split(open_source(source).listing("train"), out, settings, workers, len(CORPUS), ignore).manifest
 
 
 def test_no_damaged_file_is_lost_or_stops_a_worker(tmp_path: Path):
-    """Every file of the corpus, under a JPEG's name, is in the shard set as `transcode` gives it, or in the manifest's
-    quarantine with the reason that `transcode` gives."""
+    """Every file of the corpus, given a JPEG's file name, is in the shard set as `transcode` stores it, or it is in the
+    manifest's quarantine with the reason that `transcode` gives."""
     folder = tmp_path / "source" / "train" / "n00000001"
     folder.mkdir(parents=True)
     for name, data in CORPUS.items():

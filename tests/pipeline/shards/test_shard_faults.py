@@ -1,4 +1,4 @@
-"""A sharding run that meets a fault says so in one line, loses nothing, and completes when the fault is gone."""
+"""Faults during a sharding run: the error names the cause, nothing is lost, and the next run completes the set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from pipeline import files
 from pipeline.imagenet.listing import Listing
 from pipeline.imagenet.source import open_source
-from pipeline.shards import build as sharder
+from pipeline.shards import build
 from pipeline.shards.build import make_split
 from pipeline.workers import IN_PROCESS, ignore, workers_of
 from tests.support.shard_fixtures import SHARD_SETTINGS, files_of
@@ -27,21 +27,21 @@ def listing(sample: Path) -> Listing:
 
 @pytest.fixture(scope="module")
 def expected(listing: Listing, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The set of an undisturbed run."""
+    """The files of an uninterrupted run."""
     out = tmp_path_factory.mktemp("undisturbed")
     make_split(listing, out, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
     return files_of(out)
 
 
 def completes(listing: Listing, out: Path, expected: dict[str, bytes]) -> None:
-    """The same call once more gives the undisturbed run's folder, byte for byte, and nothing else."""
+    """Asserts that the same call once more gives exactly the files of an uninterrupted run."""
     make_split(listing, out, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
     assert files_of(out) == expected
 
 
 @pytest.mark.parametrize("at", [".tar", ".idx", ".json", "index.npy", "manifest.json"])
 def test_a_full_disk(at: str, listing: Listing, tmp_path: Path, expected, monkeypatch: pytest.MonkeyPatch):
-    """The disk is full when a file `at` is flushed: the file is named, nothing half stands under a final name."""
+    """The disk is full when a file `at` is flushed: the error names the file, and no final name has partial content."""
     real = os.fsync
 
     def full(descriptor: int) -> None:
@@ -60,9 +60,9 @@ def test_a_full_disk(at: str, listing: Listing, tmp_path: Path, expected, monkey
 
 
 def test_a_read_only_folder(listing: Listing, tmp_path: Path, expected):
-    """Without the right to write there the folder is named; with it the run completes."""
+    """Without write permission the error names the folder; with permission the run completes."""
     tmp_path.chmod(0o555)
-    with nobody(), pytest.raises(PermissionError) as caught:
+    with without_root(), pytest.raises(PermissionError) as caught:
         make_split(listing, tmp_path / "out", SHARD_SETTINGS, IN_PROCESS, 10, ignore)
     assert str(tmp_path) in str(caught.value.filename)
     tmp_path.chmod(0o755)
@@ -70,8 +70,8 @@ def test_a_read_only_folder(listing: Listing, tmp_path: Path, expected):
 
 
 @contextmanager
-def nobody() -> Iterator[None]:
-    """Root may write anywhere: gives that up for a while."""
+def without_root() -> Iterator[None]:
+    """Root may write anywhere, so this changes the effective user for the length of the block."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -81,7 +81,7 @@ def nobody() -> Iterator[None]:
 
 
 def test_a_source_that_changes_between_plan_and_work(sample: Path, tmp_path: Path, expected):
-    """A tar cut short after it was listed: its image is named; with the file back the run completes."""
+    """A tar is cut short after it was listed: the error names the image. With the original file the run completes."""
     source = Path(shutil.copytree(sample, tmp_path / "source"))
     listing = open_source(source).listing("train")
     tar = listing.items[0].file
@@ -96,27 +96,27 @@ def test_a_source_that_changes_between_plan_and_work(sample: Path, tmp_path: Pat
     completes(listing, tmp_path / "out", expected)
 
 
-def die(job: sharder.ShardJob) -> sharder.ShardResult:
-    """A job whose worker is killed in the midst of the second shard."""
+def die(job: build.ShardJob) -> build.ShardResult:
+    """Like run_job, but kills its worker halfway through the second shard."""
     if job.name.endswith("1"):
         with files.published(job.folder / f"{job.name}.tar") as file:
             file.write(b"half a shard")
             file.flush()
             os.kill(os.getpid(), 9)
-    return sharder.write_job(job)
+    return build.run_job(job)
 
 
 def test_a_worker_that_dies(listing: Listing, tmp_path: Path, expected, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(sharder, "write_job", die)
-        with pytest.raises(OSError, match="a worker died"), workers_of(2, sharder.__name__) as workers:
+        patch.setattr(build, "run_job", die)
+        with pytest.raises(OSError, match="a worker died"), workers_of(2, build.__name__) as workers:
             make_split(listing, tmp_path, SHARD_SETTINGS, workers, 10, ignore)
     completes(listing, tmp_path, expected)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_dask_cluster_one_of_whose_workers_is_killed_gives_the_same_bytes(listing: Listing, tmp_path: Path, expected):
-    """Two workers behind a scheduler; one is killed when the first shard is there. Its job is done again."""
+def test_killing_a_worker_of_a_dask_cluster_does_not_change_the_bytes(listing: Listing, tmp_path: Path, expected):
+    """Two workers and a scheduler. One worker is killed after the first shard; its job runs again on the other."""
     distributed = pytest.importorskip("distributed")
     killed: list[int] = []
     with distributed.LocalCluster(
@@ -129,7 +129,7 @@ def test_a_dask_cluster_one_of_whose_workers_is_killed_gives_the_same_bytes(list
                 killed.append(worker.pid)
                 os.kill(worker.pid, 9)
 
-        with workers_of(1, sharder.__name__, engine=cluster.scheduler_address) as workers:
+        with workers_of(1, build.__name__, engine=cluster.scheduler_address) as workers:
             make_split(listing, tmp_path, SHARD_SETTINGS, workers, 10, kill_one)
     assert killed
     assert files_of(tmp_path) == expected

@@ -1,4 +1,5 @@
-"""Shards: written = read, by us and by others; any number of workers and interruptions give the same bytes."""
+"""Shard sets: read back as written, by this project and by other packages; the same bytes for any number of workers
+and after any interruption."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ from nvidia.dali import fn, pipeline_def
 
 from pipeline.imagenet.listing import Item, Items, Listing
 from pipeline.imagenet.source import ItemReader, open_source
-from pipeline.shards import build as sharder
+from pipeline.shards import build
 from pipeline.shards.build import ShardSettings, TooManyQuarantined, make_split, plan, run_jobs
-from pipeline.shards.format import SEALED_NS, WIDS_INDEX
+from pipeline.shards.format import HASHED_MTIME_NS, WIDS_INDEX
 from pipeline.shards.job import ShardJob
 from pipeline.shards.reader import ShardSet, open_shards
 from pipeline.shards.transcode import ResizeSettings, transcode
@@ -49,7 +50,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-# ---- what is in a set ---------------------------------------------------------------------------------------------
+# ---- content ------------------------------------------------------------------------------------------------------
 
 
 def test_every_image_is_stored_or_quarantined(train_shards: ShardSet, listing: Listing):
@@ -65,7 +66,7 @@ def test_the_truncated_image_is_quarantined_and_nothing_else(train_shards: Shard
 
 
 def test_a_sample_is_its_resized_image_with_its_label(train_shards: ShardSet, listing: Listing):
-    """Reading by sample id gives exactly what resizing the item of that key gives."""
+    """Reading by sample id gives exactly the result of transcoding the item with that key."""
     items = {item.key: item for item in listing.items}
     with ItemReader() as reader:
         for sample_id, jpeg in enumerate(train_shards.jpegs(np.arange(len(train_shards)))):
@@ -76,7 +77,7 @@ def test_a_sample_is_its_resized_image_with_its_label(train_shards: ShardSet, li
 
 
 def test_samples_are_written_in_mixed_order(train_shards: ShardSet):
-    """Neighbours of one class are as rare as chance makes them, not the run that the source has."""
+    """Neighbouring samples rarely share a class, unlike in the source, which is sorted by class."""
     labels = train_shards.index["label"]
     assert (labels[1:] == labels[:-1]).mean() < 0.5
     assert not (np.sort(labels) == labels).all()
@@ -101,7 +102,7 @@ def test_webdataset_reads_every_sample(train_shards: ShardSet):
     assert [int(s["cls"]) for s in samples] == train_shards.index["label"].tolist()
 
 
-def test_dali_reads_every_sample_by_our_idx(train_shards: ShardSet):
+def test_dali_reads_every_sample_with_our_idx(train_shards: ShardSet):
     """fn.readers.webdataset with our .idx gives the same bytes and ASCII labels in the same order."""
     tars = [str(tar) for tar in train_shards.tars]
 
@@ -126,7 +127,9 @@ def test_dali_reads_every_sample_by_our_idx(train_shards: ShardSet):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_wids_reads_every_sample_by_our_index(train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_wids_reads_every_sample_with_our_index(
+    train_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     """wids.ShardListDataset gives, by random access, the bytes and labels that our index gives."""
     wids = pytest.importorskip("wids")
     monkeypatch.setenv("WIDS_CACHE", str(tmp_path))
@@ -140,19 +143,19 @@ def test_wids_reads_every_sample_by_our_index(train_shards: ShardSet, monkeypatc
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_timm_reads_every_sample_by_our_info(train_shards: ShardSet):
-    """timm's reader finds the split, its length and its tars in _info.json, and decodes the same pictures."""
+def test_timm_reads_every_sample_with_our_info(train_shards: ShardSet):
+    """timm's reader finds the split, its length and its tars in _info.json, and decodes the same images."""
     found = importlib.util.find_spec("timm")
     if found is None or found.submodule_search_locations is None:
         pytest.skip("timm is not installed")
-    # timm itself wants torchvision, its reader does not: it is imported as a package of its own
+    # timm requires torchvision but its readers do not: import them as a package of their own
     readers = types.ModuleType("timm_readers")
     readers.__path__ = [f"{found.submodule_search_locations[0]}/data/readers"]
     sys.modules["timm_readers"] = readers
     reader = importlib.import_module("timm_readers.reader_wds").ReaderWds(str(train_shards.folder), split="train")
     assert len(reader) == len(train_shards)
-    for sample_id, (picture, label) in enumerate(reader):
-        np.testing.assert_array_equal(np.asarray(picture), decoded(train_shards, sample_id))
+    for sample_id, (image, label) in enumerate(reader):
+        np.testing.assert_array_equal(np.asarray(image), decoded(train_shards, sample_id))
         assert label == train_shards.index["label"][sample_id]
     assert sample_id == len(train_shards) - 1
 
@@ -165,12 +168,12 @@ def test_tar_members_carry_no_time_owner_or_spaces(train_shards: ShardSet):
             assert member.pax_headers == {}
 
 
-# ---- the same bytes, whatever happens -----------------------------------------------------------------------------
+# ---- reproducibility ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_the_bytes(workers: int, listing: Listing, shard_root: Path, tmp_path: Path):
-    with workers_of(workers, sharder.__name__) as crew:
+    with workers_of(workers, build.__name__) as crew:
         make_split(listing, tmp_path, SHARD_SETTINGS, crew, 10, ignore)
     expected = bytes_of(shard_root / "train")
     expected.pop("mean_image.npy")
@@ -180,9 +183,9 @@ def test_workers_do_not_change_the_bytes(workers: int, listing: Listing, shard_r
 def test_an_interrupted_run_is_finished_to_the_same_bytes(
     listing: Listing, shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Stopped in the second shard, nothing stands under the final name; run again, only what was missing is made."""
+    """After an interruption in the second shard there is no final folder. The next run makes only missing shards."""
     made = []
-    real = sharder.write_job
+    real = build.run_job
 
     def failing(job):
         if job.name == "train-000001" and len(made) == 1:
@@ -191,7 +194,7 @@ def test_an_interrupted_run_is_finished_to_the_same_bytes(
         made.append(job.name)
         return real(job)
 
-    monkeypatch.setattr(sharder, "write_job", failing)
+    monkeypatch.setattr(build, "run_job", failing)
     with pytest.raises(KeyboardInterrupt):
         make_split(listing, tmp_path, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
     assert [path.name for path in tmp_path.iterdir()] == ["train.unfinished"]
@@ -207,12 +210,12 @@ def test_a_shard_that_fails_halfway_leaves_nothing_under_its_name(listing: Listi
     job = next(plan(listing, SHARD_SETTINGS, tmp_path))
     items = Items.of([*islice(job.items, 3), Item("k", 0, job.items[0].file, 0, 1)])
     with pytest.raises(ValueError, match="changed since it was listed"):
-        sharder.write_job(ShardJob(job.folder, job.name, items, job.resize))
+        build.run_job(ShardJob(job.folder, job.name, items, job.resize))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_any_executor_gives_the_same_results(listing: Listing, tmp_path: Path):
-    """Jobs run on whatever follows concurrent.futures: threads here, in plan order all the same."""
+    """Jobs run on any concurrent.futures executor, here threads, and results are in plan order."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     here = run_jobs(plan(listing, SHARD_SETTINGS, tmp_path / "a"), IN_PROCESS, ignore)
@@ -231,7 +234,7 @@ def test_a_finished_set_is_left_alone(listing: Listing, shards: Path):
 
 def test_other_settings_over_a_finished_set_are_refused_with_the_difference(listing: Listing, shards: Path):
     other = ShardSettings(ResizeSettings(quality=50), SHARD_SETTINGS.seed, SHARD_SETTINGS.shard_samples)
-    with pytest.raises(ValueError, match=r"made otherwise \(quality 90, now 50\)"):
+    with pytest.raises(ValueError, match=r"made with other settings or source \(quality 90, now 50\)"):
         make_split(listing, shards.parent, other, IN_PROCESS, 10, ignore)
 
 
@@ -243,14 +246,14 @@ def test_too_many_undecodable_images_publish_nothing(listing: Listing, tmp_path:
 
 
 def test_two_runs_at_once_on_one_folder_are_refused(listing: Listing, tmp_path: Path):
-    with sharder._locked(tmp_path / "train.unfinished"), pytest.raises(ValueError, match="another run is writing"):
+    with build._locked(tmp_path / "train.unfinished"), pytest.raises(ValueError, match="another run is writing"):
         make_split(listing, tmp_path, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
 
 
-# ---- a set that was changed ---------------------------------------------------------------------------------------
+# ---- damaged sets -------------------------------------------------------------------------------------------------
 
 
-def test_the_manifest_owns_every_hash(train_shards: ShardSet):
+def test_the_manifest_has_every_hash(train_shards: ShardSet):
     for record, tar in zip(train_shards.manifest.shards, train_shards.tars, strict=True):
         assert hashlib.sha256(tar.read_bytes()).hexdigest() == record.sha256
 
@@ -283,17 +286,17 @@ def test_damage_is_named_on_opening(shards: Path, name: str, damage, message: st
         open_shards(shards)
 
 
-def test_a_copy_without_times_is_hashed_once_then_sealed(shards: Path):
+def test_a_copy_without_times_is_hashed_once(shards: Path):
     hashed: list[int] = []
     for tar in shards.glob("*.tar"):
         tar.touch()
     open_shards(shards, hashed.append)
     assert len(hashed) == 3
-    assert all(tar.stat().st_mtime_ns == SEALED_NS for tar in shards.glob("*.tar"))
+    assert all(tar.stat().st_mtime_ns == HASHED_MTIME_NS for tar in shards.glob("*.tar"))
     open_shards(shards, hashed.append)
     assert len(hashed) == 3
 
 
-def test_the_folder_above_is_no_shard_set_and_the_hint_says_so(shard_root: Path):
+def test_the_parent_folder_is_refused_with_a_hint(shard_root: Path):
     with pytest.raises(ValueError, match=r"did you mean .*train\?"):
         open_shards(shard_root)

@@ -1,4 +1,4 @@
-"""Verify names each planted fault; repair gives back the very bytes."""
+"""Verify names each planted fault; repair restores the original bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.imagenet.listing import Listing
 from pipeline.imagenet.source import open_source
-from pipeline.shards import build as sharder
+from pipeline.shards import build
 from pipeline.shards.build import ShardSettings, repair_split
 from pipeline.shards.reader import ShardSet, open_shards
 from pipeline.shards.transcode import ResizeSettings
@@ -42,22 +42,22 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def in_picture(folder: Path, shards: ShardSet) -> str:
+def in_image(folder: Path, shards: ShardSet) -> str:
     flip(folder / "train-000001.tar", int(shards.index["offset"][25] + 700))
-    return f"train-000001.tar, bytes .*, sample {shards.key(25)}: the picture's bytes changed"
+    return f"train-000001.tar, bytes .*, sample {shards.key(25)}: the image's bytes changed"
 
 
 def in_header(folder: Path, shards: ShardSet) -> str:
     key = shards.key(25)
     flip(folder / "train-000001.tar", int(shards.index["offset"][25] - 500))
-    return f"sample {key}: the header before the picture changed"
+    return f"sample {key}: the header before the image changed"
 
 
 def in_label(folder: Path, shards: ShardSet) -> str:
     row = shards.index[25]
     blocks = -(-int(row["size"]) // 512) * 512
     flip(folder / "train-000001.tar", int(row["offset"]) + blocks + 512)
-    return f"sample {shards.key(25)}: the label or what surrounds it changed"
+    return f"sample {shards.key(25)}: the label, its header or the padding changed"
 
 
 def in_the_end(folder: Path, shards: ShardSet) -> str:
@@ -100,7 +100,7 @@ def in_manifest(folder: Path, shards: ShardSet) -> str:
 
 def in_wids(folder: Path, shards: ShardSet) -> str:
     flip(folder / "wids.json", 60)
-    return "wids.json: not what follows from the manifest"
+    return "wids.json: does not match the manifest"
 
 
 def no_info(folder: Path, shards: ShardSet) -> str:
@@ -108,7 +108,7 @@ def no_info(folder: Path, shards: ShardSet) -> str:
     return "_info.json: missing"
 
 
-IN_TARS = [in_picture, in_header, in_label, in_the_end, cut, no_tar]
+IN_TARS = [in_image, in_header, in_label, in_the_end, cut, no_tar]
 DAMAGE = [*IN_TARS, no_idx, in_idx, in_index, in_wids, no_info, in_manifest]
 
 
@@ -135,9 +135,9 @@ def test_a_planted_fault_is_named_and_repaired(damage: Callable, folder: Path, l
 
 
 def test_only_the_damaged_sample_is_named(folder: Path):
-    """One flipped bit in a picture is one fault, of that picture's bytes."""
+    """One flipped bit in an image gives one fault, which names that image's bytes."""
     shards = open_shards(folder)
-    in_picture(folder, shards)
+    in_image(folder, shards)
     (fault,) = faults_of(folder)
     row = shards.index[25]
     assert (fault.start, fault.end) == (row["offset"], row["offset"] + row["size"])
@@ -146,9 +146,9 @@ def test_only_the_damaged_sample_is_named(folder: Path):
 
 def test_only_damaged_shards_are_rebuilt(folder: Path, listing: Listing, monkeypatch: pytest.MonkeyPatch):
     rebuilt = []
-    real = sharder.write_job
-    monkeypatch.setattr(sharder, "write_job", lambda job: (rebuilt.append(job.name), real(job))[1])
-    in_picture(folder, open_shards(folder))
+    real = build.run_job
+    monkeypatch.setattr(build, "run_job", lambda job: (rebuilt.append(job.name), real(job))[1])
+    in_image(folder, open_shards(folder))
     repair_split(listing, folder.parent, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
     assert rebuilt == ["train-000001"]
     repair_split(listing, folder.parent, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
@@ -157,13 +157,13 @@ def test_only_damaged_shards_are_rebuilt(folder: Path, listing: Listing, monkeyp
 
 def test_an_interrupted_repair_is_finished(folder: Path, listing: Listing, monkeypatch: pytest.MonkeyPatch):
     before = bytes_of(folder)
-    in_picture(folder, open_shards(folder))
+    in_image(folder, open_shards(folder))
 
     def dying(job: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sharder, "write_job", dying)
+        patch.setattr(build, "run_job", dying)
         with pytest.raises(KeyboardInterrupt):
             repair_split(listing, folder.parent, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
     repair_split(listing, folder.parent, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
@@ -171,22 +171,24 @@ def test_an_interrupted_repair_is_finished(folder: Path, listing: Listing, monke
 
 
 def test_repair_with_other_settings_is_refused_and_changes_nothing(folder: Path, listing: Listing):
-    in_picture(folder, open_shards(folder))
+    in_image(folder, open_shards(folder))
     before = bytes_of(folder)
     other = ShardSettings(ResizeSettings(quality=50), SHARD_SETTINGS.seed, SHARD_SETTINGS.shard_samples)
-    with pytest.raises(ValueError, match=r"made otherwise \(quality 90, now 50\); repair it with the same"):
+    with pytest.raises(
+        ValueError, match=r"made with other settings or source \(quality 90, now 50\); repair it from the same"
+    ):
         repair_split(listing, folder.parent, other, IN_PROCESS, 10, ignore)
     assert bytes_of(folder) == before
 
 
 def test_two_workers_find_what_one_finds(folder: Path):
-    in_picture(folder, open_shards(folder))
-    with workers_of(2, sharder.__name__) as workers:
+    in_image(folder, open_shards(folder))
+    with workers_of(2, build.__name__) as workers:
         assert verify(folder, True, workers, ignore) == faults_of(folder, deep=True)
 
 
-def test_deep_finds_a_picture_that_cannot_be_decoded_though_every_hash_fits(tmp_path: Path):
-    """A set written of bytes that never were a whole picture: hashes say nothing, decoding does."""
+def test_deep_finds_an_undecodable_image_although_every_hash_is_right(tmp_path: Path):
+    """The set was written from a truncated image: its hashes are right, but decoding fails."""
     write_set(tmp_path, [sample_of(0), sample_of(1, sample_of(1).jpeg[:3000])])
     assert faults_of(tmp_path) == []
     (fault,) = faults_of(tmp_path, deep=True)
