@@ -137,7 +137,7 @@ class Bench:
 
     def fed(self) -> WindowMeasurements:
         """The feed alone, the trainer on batches that are there, and both together."""
-        discard = self.settings.made_ahead
+        discard = self.settings.prefetched_batches
         with Progress("feeding the trainer", doctor.ROUNDS, "rounds") as progress:
             if isinstance(self.trainer, Trainer):
                 with TrainLoader(self.shards, self.basis, self.settings) as batches:
@@ -206,7 +206,7 @@ def tuned_for(bench: Bench, demand: float) -> dict[str, Any]:
 
     def measure(rivals: Mapping[str, LoaderSettings]) -> dict[str, float]:
         feeds = {name: partial(paced, rival) for name, rival in rivals.items()}
-        discard = max(rival.made_ahead for rival in rivals.values())
+        discard = max(rival.prefetched_batches for rival in rivals.values())
         rates = measure_throughput(feeds, bench.seconds, ROUNDS, progress, discard)
         return {name: rate.img_s for name, rate in rates.items()}
 
@@ -238,7 +238,7 @@ def stored_shapes(bench: Bench) -> StoredShapes:
             shape: partial(stage_batch_sizes, shards, bench.basis, settings, "full") for shape, shards in sets.items()
         }
         with Progress("measuring", ROUNDS * len(feeds), "windows") as progress:
-            rates = measure_throughput(feeds, bench.seconds, ROUNDS, progress, settings.made_ahead)
+            rates = measure_throughput(feeds, bench.seconds, ROUNDS, progress, settings.prefetched_batches)
     return StoredShapes.of(number, rates["square"], rates["short-side"])
 
 

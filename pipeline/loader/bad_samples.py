@@ -1,8 +1,8 @@
 """Samples whose image cannot be decoded: how they are found, and which sample replaces each of them.
 
 make_shards quarantines images that cannot be decoded. A shard set therefore holds one only if its bytes were damaged
-later, or if another program wrote the set. The substitute of a bad sample is a pure function of the shard set and the
-epoch's order, so it is the same on any number of ranks.
+later, or if another program wrote the set. The header of every image is checked before DALI reads it. The substitute of
+a bad sample is a pure function of the shard set and the epoch's order, so it is the same on any number of ranks.
 """
 
 from __future__ import annotations
@@ -12,26 +12,38 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.loader.jpeg_headers import FAULTS, header_faults
 from pipeline.loader.order import Ids
 from pipeline.shards.reader import ShardSet
 
-END_OF_JPEG = b"\xff\xd9"
 REMEDY = "run make_shards into a new folder, which quarantines such images"
 
 
+def broken_headers(shards: ShardSet, ids: Ids) -> dict[int, str]:
+    """Finds the samples among `ids` (N,) whose JPEG header cannot be parsed or whose end is missing.
+
+    Returns:
+        For each such sample id, the place (tar, byte offset, key) and the reason.
+    """
+    rows = shards.index[ids]
+    addresses = np.array([jpeg.ctypes.data for jpeg in shards.jpegs(ids)], np.uint64)
+    faults = header_faults(addresses, rows["size"], rows["width"], rows["height"])
+    return {int(ids[row]): f"{shards.where(int(ids[row]))} ({FAULTS[faults[row]]})" for row in np.flatnonzero(faults)}
+
+
 def damaged(shards: ShardSet, ids: Ids) -> dict[int, str]:
-    """Finds the samples among `ids` (N,) that Pillow cannot decode.
+    """Finds the samples among `ids` (N,) with a broken header, and those that Pillow cannot decode.
 
     Returns:
         For each damaged sample id, the place (tar, byte offset, key) and the reason.
     """
-    found = {}
+    found = broken_headers(shards, ids)
     for sample_id, jpeg in zip(ids.tolist(), shards.jpegs(ids), strict=True):
+        if sample_id in found:
+            continue
         try:
             with Image.open(BytesIO(jpeg.tobytes())) as image:
                 image.load()
-            if not jpeg.tobytes().endswith(END_OF_JPEG):  # DALI rejects such a file; Pillow does not
-                raise ValueError("the end-of-image marker is missing")
         except UnidentifiedImageError:  # Pillow's message would name an object in memory
             found[sample_id] = f"{shards.where(sample_id)} (not an image in a known format)"
         except (OSError, ValueError, SyntaxError) as error:

@@ -1,17 +1,19 @@
 """The inputs of each batch: which samples are in it, what is drawn for them, and their encoded bytes, as DALI tensors.
 
-`BatchPlanner` prepares training batches and replaces damaged samples; `view_batches` prepares evaluation batches.
-Encoded bytes are views of memory-mapped tars. The kernel is told to read them when a batch is prepared, several batches
-before DALI needs them.
+`TrainPlanner` prepares training batches, `ViewPlanner` evaluation batches. Encoded bytes are views of memory-mapped
+tars. The kernel is told to read them when a batch is prepared, several batches before DALI needs them. Just before DALI
+gets a batch, the header of every image is checked: one that cannot be parsed would end the process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -21,10 +23,10 @@ from numpy.typing import NDArray
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from pipeline.loader.augment import CROP, Floats, Mean, central_origin, draw, mean_of
-from pipeline.loader.bad_samples import REMEDY, first_few, substitute_for
-from pipeline.loader.graphs import GraphSettings, train_graph
+from pipeline.loader.bad_samples import REMEDY, broken_headers, damaged, first_few, substitute_for
+from pipeline.loader.graphs import Graph, GraphSettings, train_graph, view_graph
 from pipeline.loader.order import Ids, batch_ids, evaluation_batches, steps_per_epoch, windowed_order
-from pipeline.loader.settings import LoaderSettings, check_device
+from pipeline.loader.settings import READ_AHEAD_BATCHES, LoaderSettings, check_device
 from pipeline.philox import epoch_order
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
@@ -40,6 +42,7 @@ class BatchInputs:
         ids: (N,) the sample ids.
         tensors: the graph's inputs by name (see `train_graph`).
         divisor: the number by which the images are divided.
+        damaged: the samples of the batch that substitutes replace: for each id, its place and the reason.
     """
 
     epoch: int
@@ -47,13 +50,14 @@ class BatchInputs:
     ids: Ids
     tensors: dict[str, TensorListCPU]
     divisor: float
+    damaged: dict[int, str] = field(default_factory=dict)
 
 
-class BatchPlanner:
-    """Prepares the training batches of one rank, and replaces samples that cannot be decoded.
+class BatchPlanner(ABC):
+    """Prepares the batches of one rank, and replaces samples that cannot be decoded.
 
     Attributes:
-        skipped: for each sample id that was replaced so far, its place and why it cannot be decoded.
+        skipped: for each sample id that was skipped so far, its place and why it cannot be decoded.
     """
 
     def __init__(
@@ -64,52 +68,82 @@ class BatchPlanner:
         self._rank, self._ranks = rank, ranks
         self._residual = mean_residual(basis, settings.mean)
 
-    def batches(self, start_epoch: int = 0, start_step: int = 0) -> Generator[BatchInputs]:
-        """Yields the rank's batches without end, from `start_step` of `start_epoch` on."""
-        steps = steps_per_epoch(len(self._shards), self._settings.batch)
-        order = order_of(self._shards, self._settings, start_epoch)
-        # The order of ImageNet takes a sixth of a second to compute, so the next epoch's is computed in a thread.
-        with ThreadPoolExecutor(1) as pool:
-            for epoch in count(start_epoch):
-                next_order = pool.submit(order_of, self._shards, self._settings, epoch + 1)
-                for step in range(start_step if epoch == start_epoch else 0, steps):
-                    ids = batch_ids(order, step, self._settings.batch, self._rank, self._ranks)
-                    yield self._batch(epoch, step, ids)
-                order = next_order.result()
+    def checked(self, batches: Generator[BatchInputs], check: bool = True) -> Generator[BatchInputs]:
+        """Yields `batches` with substitutes for images whose header is broken; without `check` as they are.
 
-    def with_substitutes(self, batch: BatchInputs, found: dict[int, str]) -> BatchInputs | None:
-        """Replaces the samples of a batch that DALI cannot decode.
+        It stays `READ_AHEAD_BATCHES` behind `batches`. The kernel has then read the bytes, and the check does not wait.
+        """
+        unchecked = deque[BatchInputs]()
+        for batch in batches:
+            unchecked.append(batch)
+            if len(unchecked) > READ_AHEAD_BATCHES:
+                yield self._check(unchecked.popleft()) if check else unchecked.popleft()
+        yield from map(self._check, unchecked) if check else unchecked
 
-        Args:
-            batch: a batch on which DALI failed.
-            found: the damaged samples of the batch, with place and reason (from `damaged`).
-
-        Returns:
-            The batch with substitutes, or None if the settings do not allow them or DALI can decode every sample.
+    def accept(self, batch: BatchInputs) -> None:
+        """Records the damaged samples of a batch that the loader is about to return.
 
         Raises:
-            ValueError: more than `max_bad_samples` samples were skipped.
+            ValueError: a sample is damaged and must not be skipped, or more than `max_bad_samples` were skipped.
         """
-        if self._settings.on_bad_sample == "stop":
-            return None
-        # DALI decodes an image only down to the end of its crop, so whether it fails on a damaged image depends on the
-        # epoch's crop. Each damaged sample is tried alone: the result then does not depend on the rest of the batch,
-        # and so not on the number of ranks.
-        bad = {sample_id: place for sample_id, place in found.items() if not self._decodes(batch.epoch, sample_id)}
-        self.skipped |= bad
+        if not batch.damaged:
+            return
+        if not self._may_skip:
+            raise ValueError(
+                f"{len(batch.damaged)} of {len(batch.ids)} images of epoch {batch.epoch}, step {batch.step} cannot be "
+                f"decoded: {first_few(list(batch.damaged.values()))}; {REMEDY}"
+            )
+        self.skipped |= batch.damaged
         if len(self.skipped) > self._settings.max_bad_samples:
             raise ValueError(
                 f"{len(self.skipped)} images cannot be decoded, and at most {self._settings.max_bad_samples} may be "
                 f"skipped: {first_few(list(self.skipped.values()))}; {REMEDY}"
             )
-        order = order_of(self._shards, self._settings, batch.epoch)
-        ids = [substitute_for(self._shards, i, order) if i in bad else i for i in batch.ids.tolist()]
-        return self._batch(batch.epoch, batch.step, np.array(ids)) if bad else None
+
+    def without_undecodable(self, batch: BatchInputs) -> BatchInputs | None:
+        """Replaces the samples of a batch that DALI cannot decode although their headers are intact.
+
+        Each sample is tried alone, in a pipeline of its own. The result then does not depend on the rest of the batch,
+        and so not on the number of ranks.
+
+        Returns:
+            The batch with substitutes, or None if DALI decodes every sample alone.
+        """
+        ids = [sample_id for sample_id in batch.ids.tolist() if not self._decodes(batch.epoch, sample_id)]
+        reasons = damaged(self._shards, np.array(ids, np.int64))
+        found = {i: reasons.get(i, f"{self._shards.where(i)} (DALI cannot decode it)") for i in ids}
+        return self._with_substitutes(batch, found) if found else None
+
+    @property
+    def _may_skip(self) -> bool:
+        return self._settings.on_bad_sample == "skip"
+
+    @abstractmethod
+    def _order(self, epoch: int) -> Ids:
+        """The ids of the whole set in the order of `epoch`, from which substitutes are taken."""
+
+    @abstractmethod
+    def _arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+        """The graph's small inputs for the samples `ids` in `epoch`, by name, and the divisor of the images."""
+
+    @abstractmethod
+    def _graph(self, settings: GraphSettings) -> Graph:
+        """A graph that decodes one batch."""
+
+    def _check(self, batch: BatchInputs) -> BatchInputs:
+        found = broken_headers(self._shards, batch.ids)
+        return self._with_substitutes(batch, found) if found else batch
+
+    def _with_substitutes(self, batch: BatchInputs, found: dict[int, str]) -> BatchInputs:
+        """The batch with substitutes for the samples `found`. `accept` decides later whether they are allowed."""
+        order = self._order(batch.epoch)
+        ids = [substitute_for(self._shards, i, order) if i in found else i for i in batch.ids.tolist()]
+        return replace(self._batch(batch.epoch, batch.step, np.array(ids)), damaged=batch.damaged | found)
 
     def _decodes(self, epoch: int, sample_id: int) -> bool:
-        """Whether DALI can decode this epoch's crop of one sample, tried in a pipeline of its own."""
+        """Whether DALI can decode this epoch's crop of one sample, whose header is intact."""
         batch = self._batch(epoch, 0, np.array([sample_id]))
-        graph = train_graph(replace(graph_settings(self._settings, 1), queue_depth=1), "decode")
+        graph = self._graph(replace(graph_settings(self._settings, 1), queue_depth=1))
         for name in graph.inputs:
             graph.pipeline.feed_input(name, batch.tensors[name])
         graph.pipeline.schedule_run()
@@ -120,8 +154,64 @@ class BatchPlanner:
         return True
 
     def _batch(self, epoch: int, step: int, ids: Ids) -> BatchInputs:
-        arrays, divisor = _drawn_arrays(self._shards, self._basis, self._settings, epoch, ids)
+        arrays, divisor = self._arrays(epoch, ids)
         return BatchInputs(epoch, step, ids, _tensors(self._shards, ids, arrays, self._residual), divisor)
+
+
+class TrainPlanner(BatchPlanner):
+    """The batches of training, without end."""
+
+    def batches(self, start_epoch: int = 0, start_step: int = 0) -> Generator[BatchInputs]:
+        """Yields the rank's batches without end, from `start_step` of `start_epoch` on."""
+        steps = steps_per_epoch(len(self._shards), self._settings.batch)
+        order = self._order(start_epoch)
+        # The order of ImageNet takes a sixth of a second to compute, so the next epoch's is computed in a thread.
+        with ThreadPoolExecutor(1) as pool:
+            for epoch in count(start_epoch):
+                next_order = pool.submit(self._order, epoch + 1)
+                for step in range(start_step if epoch == start_epoch else 0, steps):
+                    ids = batch_ids(order, step, self._settings.batch, self._rank, self._ranks)
+                    yield self._batch(epoch, step, ids)
+                order = next_order.result()
+
+    def _order(self, epoch: int) -> Ids:
+        return order_of(self._shards, self._settings, epoch)
+
+    def _arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+        return _drawn_arrays(self._shards, self._basis, self._settings, epoch, ids)
+
+    def _graph(self, settings: GraphSettings) -> Graph:
+        return train_graph(settings, "decode")
+
+
+class ViewPlanner(BatchPlanner):
+    """The batches of evaluation in which the rank has samples, each once, without noise; no sample may be skipped."""
+
+    def batches(self) -> Generator[BatchInputs]:
+        """Yields the rank's batches in the order of ids."""
+        steps = evaluation_batches(len(self._shards), self._settings.batch, self._rank, self._ranks)
+        for step, ids in enumerate(steps):
+            if len(ids):
+                yield self._batch(0, step, ids)
+
+    @property
+    def _may_skip(self) -> bool:
+        return False  # scores on substitutes would be wrong
+
+    def _order(self, epoch: int) -> Ids:
+        return np.arange(len(self._shards))
+
+    def _arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+        no_offset = np.zeros_like(ids)
+        arrays = {
+            **_tags_and_origins(self._shards, ids, no_offset, no_offset),
+            "mean": np.tile(self._basis.mean.astype(np.float32), (len(ids), 1)),
+            "std": np.ones((len(ids), 3), np.float32),
+        }
+        return arrays, 1.0
+
+    def _graph(self, settings: GraphSettings) -> Graph:
+        return view_graph(settings, 1)
 
 
 def order_of(shards: ShardSet, settings: LoaderSettings, epoch: int) -> Ids:
@@ -129,23 +219,6 @@ def order_of(shards: ShardSet, settings: LoaderSettings, epoch: int) -> Ids:
     if settings.order == "windowed":
         return windowed_order(shards.index["shard"], settings.seed, epoch, settings.window_shards)
     return epoch_order(len(shards), settings.seed, epoch)
-
-
-def view_batches(
-    shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, rank: int, ranks: int
-) -> Generator[BatchInputs]:
-    """Yields the evaluation batches in which `rank` has samples, each once, without noise."""
-    residual = mean_residual(basis, settings.mean)
-    for step, ids in enumerate(evaluation_batches(len(shards), settings.batch, rank, ranks)):
-        if not len(ids):
-            continue
-        no_offset = np.zeros_like(ids)
-        arrays = {
-            **_tags_and_origins(shards, ids, no_offset, no_offset),
-            "mean": np.tile(basis.mean.astype(np.float32), (len(ids), 1)),
-            "std": np.ones((len(ids), 3), np.float32),
-        }
-        yield BatchInputs(0, step, ids, _tensors(shards, ids, arrays, residual), 1.0)
 
 
 def mean_residual(basis: Eigenbasis, mean: Mean) -> Floats:

@@ -19,7 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.loader.augment import CROP
 from pipeline.loader.graphs import Stage, train_graph, view_graph
-from pipeline.loader.inputs import BatchInputs, BatchPlanner, graph_settings, mean_residual, view_batches
+from pipeline.loader.inputs import BatchInputs, TrainPlanner, ViewPlanner, graph_settings, mean_residual
 from pipeline.loader.order import Ids, evaluation_batches, local_batch, steps_per_epoch
 from pipeline.loader.runner import Runner
 from pipeline.loader.settings import LoaderSettings
@@ -82,10 +82,10 @@ class TrainLoader:
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step is {start_step}, but an epoch has {self.steps_per_epoch} steps")
         graph = partial(train_graph, graph_settings(settings, local_batch(settings.batch, ranks)))
-        planner = BatchPlanner(shards, basis, settings, rank, ranks)
-        batches = planner.batches(start_epoch, start_step)
+        planner = TrainPlanner(shards, basis, settings, rank, ranks)
+        batches = planner.checked(planner.batches(start_epoch, start_step))
         self._skipped = planner.skipped
-        self._runner = Runner(graph, shards, batches, settings.queue_depth, planner.with_substitutes)
+        self._runner = Runner(graph, planner, batches, settings.queue_depth)
         self._to_batch = _BatchBuilder(basis, settings)
 
     @property
@@ -137,8 +137,9 @@ def view_loader(
         dali = graph_settings(settings, max(shares))
         depth = min(dali.queue_depth, nonempty)  # a pipeline cannot start with fewer batches than its queue holds
         graph = partial(view_graph, replace(dali, queue_depth=depth), views)
-        batches = view_batches(shards, basis, settings, rank, ranks)
-        runner, to_batch = Runner(graph, shards, batches, depth), _BatchBuilder(basis, settings)
+        planner = ViewPlanner(shards, basis, settings, rank, ranks)
+        runner = Runner(graph, planner, planner.checked(planner.batches()), depth)
+        to_batch = _BatchBuilder(basis, settings)
         try:
             for _ in range(nonempty):
                 yield to_batch(*runner.next(to_batch.stream))
@@ -158,9 +159,10 @@ def stage_loader(
             while True:
                 yield next(loader).ids.numpy(force=True)
     graph = partial(train_graph, graph_settings(settings, settings.batch), stage)
-    planner = BatchPlanner(shards, basis, settings)
-    batches = planner.batches(0, start_step)
-    runner = Runner(graph, shards, batches, settings.queue_depth, planner.with_substitutes)
+    planner = TrainPlanner(shards, basis, settings)
+    # A graph that decodes nothing cannot fail on a broken header, and must not skip a sample for it.
+    batches = planner.checked(planner.batches(0, start_step), check=stage != "read")
+    runner = Runner(graph, planner, batches, settings.queue_depth)
     try:
         while True:
             _, (_, tags) = runner.next(None)

@@ -1,7 +1,8 @@
 """Runs batches through a DALI pipeline, and replaces damaged samples when DALI fails on a batch.
 
-Three queues follow one another. `ReadAhead` prepares the inputs of `READ_AHEAD_BATCHES` batches in a thread. DALI works
-on `queue_depth` batches. `Runner.next` waits for the oldest of these.
+Three queues follow one another. The planner reads `READ_AHEAD_BATCHES` batches ahead of the batch that it yields.
+`ReadAhead` runs the planner in a thread and keeps one batch ready. DALI works on `queue_depth` batches. `Runner.next`
+waits for the oldest of these.
 """
 
 from __future__ import annotations
@@ -13,17 +14,12 @@ from typing import Any
 
 import torch
 
-from pipeline.loader.bad_samples import REMEDY, damaged, first_few
 from pipeline.loader.graphs import Graph
-from pipeline.loader.inputs import BatchInputs
-from pipeline.loader.settings import READ_AHEAD_BATCHES
-from pipeline.shards.reader import ShardSet
-
-WithSubstitutes = Callable[[BatchInputs, dict[int, str]], BatchInputs | None]
+from pipeline.loader.inputs import BatchInputs, BatchPlanner
 
 
 class ReadAhead:
-    """Prepares batches in a thread, `READ_AHEAD_BATCHES` before they are needed.
+    """Prepares batches in a thread, each before it is needed.
 
     The Python code takes 1.2 ms for a batch of 128 images. Without the thread every training step would wait for it.
     """
@@ -35,11 +31,11 @@ class ReadAhead:
         self._first = deque[BatchInputs]()
 
     def fill(self) -> None:
-        """Submits batches to the thread until enough are pending.
+        """Lets the thread prepare the next batch, if it is not doing so.
 
         Call it when there is time left: the thread then competes with the caller for Python's global lock.
         """
-        while len(self._pending) <= READ_AHEAD_BATCHES:
+        if not self._pending:
             self._pending.append(self._thread.submit(next, self._batches, None))
 
     def put_first(self, batches: list[BatchInputs]) -> None:
@@ -64,22 +60,16 @@ class Runner:
 
     Args:
         make_graph: makes a new graph; called again after an error.
-        shards: the shard set, in which damaged samples are looked up.
+        planner: replaces damaged samples, and decides whether they may be skipped.
         batches: the inputs, in order.
         queue_depth: batches that the graph's pipeline holds.
-        with_substitutes: replaces the damaged samples of a batch, or returns None if the loader must stop.
     """
 
     def __init__(
-        self,
-        make_graph: Callable[[], Graph],
-        shards: ShardSet,
-        batches: Generator[BatchInputs],
-        queue_depth: int,
-        with_substitutes: WithSubstitutes = lambda batch, found: None,
+        self, make_graph: Callable[[], Graph], planner: BatchPlanner, batches: Generator[BatchInputs], queue_depth: int
     ) -> None:
-        self._make_graph, self._with_substitutes = make_graph, with_substitutes
-        self._shards, self._read_ahead = shards, ReadAhead(batches)
+        self._make_graph, self._planner = make_graph, planner
+        self._read_ahead = ReadAhead(batches)
         self._in_dali: deque[BatchInputs] = deque()
         self._graph: Graph | None = None
         self._start(queue_depth)
@@ -102,9 +92,14 @@ class Runner:
             except RuntimeError as error:
                 self._restart_without_damaged(error)
         batch = self._in_dali.popleft()
-        if self._submit():
-            self._graph.pipeline.schedule_run()
-            self._read_ahead.fill()
+        try:
+            self._planner.accept(batch)
+            if self._submit():
+                self._graph.pipeline.schedule_run()
+                self._read_ahead.fill()
+        except ValueError:
+            self.close()
+            raise
         return batch, outputs
 
     def close(self) -> None:
@@ -140,23 +135,12 @@ class Runner:
         batch = self._in_dali[0]
         self._graph = None
         try:
-            replaced = self._replace_damaged(batch, error)
+            replaced = self._planner.without_undecodable(batch)
+            if replaced is None:
+                error.add_note(f"in the batch of epoch {batch.epoch}, step {batch.step}; DALI decodes each image alone")
+                raise error
         except (RuntimeError, ValueError):
             self.close()
             raise
         self._read_ahead.put_first([replaced, *list(self._in_dali)[1:]])
         self._start(len(self._in_dali))
-
-    def _replace_damaged(self, batch: BatchInputs, error: RuntimeError) -> BatchInputs:
-        """The batch with substitutes; raises `error` if Pillow decodes all its images, ValueError if it must stop."""
-        found = damaged(self._shards, batch.ids)
-        if not found:
-            error.add_note(f"in the batch of epoch {batch.epoch}, step {batch.step}; Pillow decodes all its images")
-            raise error
-        replaced = self._with_substitutes(batch, found)
-        if replaced is None:
-            raise ValueError(
-                f"{len(found)} of {len(batch.ids)} images of epoch {batch.epoch}, step {batch.step} cannot be "
-                f"decoded: {first_few(list(found.values()))}; {REMEDY}"
-            ) from error
-        return replaced

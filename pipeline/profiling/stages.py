@@ -92,8 +92,8 @@ def measure_stages(
 
     feeds: dict[str, Callable[[], Iterator[int]]] = {stage: partial(feed, stage) for stage in stages}
     feeds["reread"] = feed_few
-    assert settings.made_ahead > REREAD
-    rates = measure_throughput(feeds, seconds, rounds, progress, settings.made_ahead)
+    assert settings.prefetched_batches > REREAD
+    rates = measure_throughput(feeds, seconds, rounds, progress, settings.prefetched_batches)
     return StageThroughput(**rates, cached=cached, set_bytes=sum(tar.stat().st_size for tar in shards.tars))
 
 

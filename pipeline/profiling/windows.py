@@ -152,7 +152,7 @@ def measure_windows(
 ) -> WindowMeasurements:
     """Windows of about `seconds`, `rounds` times: the feed alone, steps on `kept` batches, steps on what `feed` gives.
 
-    The first `discard` batches of a window do not count: they were made before it (choose the feed's `made_ahead`).
+    The first `discard` batches of a window do not count: they were made before it (choose the feed's `prefetched_batches`).
     `progress` counts rounds. `agree` gives the largest of all ranks' numbers: ranks go by the slowest one's clock, and
     so take the same number of batches.
     """

@@ -310,7 +310,7 @@ class Bench:
         subject = TrainerUnderTest[int](size=int, step=step, after=lambda images: time.sleep(case.after_s))
         shards = case.shards(plain, supply)
         feed = cast(Generator[int], stage_batch_sizes(shards, self.basis, settings, "full"))
-        discard = settings.made_ahead + READ_AHEAD * isinstance(shards, Disk)
+        discard = settings.prefetched_batches + READ_AHEAD * isinstance(shards, Disk)
         kept = [settings.batch] * (8 if case.jitter else 1)
         with closing(feed):
             return measure_windows(feed, subject, kept, self.seconds, discard, ROUNDS)

@@ -94,7 +94,7 @@ def examine(run: Trained, clocks: StepClocks) -> Findings:
     here = local_stages(run)
     stages = here.each(lambda rate: lockstep_throughput(by_rank(rate, ranks)))
     subject, swapped = subject_of(run.trainer, run.feed.batch), stages.full.img_s
-    discard = run.feed.made_ahead + place.is_pair  # one more is ahead where halves are swapped
+    discard = run.feed.prefetched_batches + place.is_pair  # one more is ahead where halves are swapped
     with (
         TrainLoader(run.shards, run.basis, run.feed, rank=place.rank, ranks=place.world) as feed,
         closing(whole_batches(feed, ranks)) as batches,
