@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any
 
 from pipeline.diagnosis.accounting import AU_THRESHOLD, LoaderThroughput, StallAccount, account_stall, format_account
@@ -20,6 +21,7 @@ from pipeline.profiling.stages import StageThroughput, format_storage
 from pipeline.profiling.windows import StepTiming, WindowMeasurements
 
 MAX_PRINTED_ACTIONS = 4
+SCREEN_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Findings:
         advice: the line under the verdict, derived from `cause` and the first action.
         workload: what an image costs and what there is to pay it with.
         loader_img_s: the loader alone, cut short after each stage.
-        storage: what tells cold reads from warm ones, see `StageThroughput.storage`.
+        storage: what distinguishes cold reads from warm ones, see `StageThroughput.storage`.
         limits_img_s: img/s that each resource allows by itself, lowest first.
         first_wait_s: seconds that the first batch of the measurement took.
         waits_s: percentiles of the waits of real steps, in seconds.
@@ -194,7 +196,7 @@ def format_findings(found: Findings) -> str:
     """The stall report as one screen of text."""
     lines = [
         f"verdict    {found.account.verdict}",
-        f"           {found.advice}",
+        *(f"{'':<11}{line}" for line in wrap(found.advice, SCREEN_WIDTH - 11)),
         "",
         format_account(found.account),
         f"AU         {found.au}; threshold {found.au_threshold:.0%}",

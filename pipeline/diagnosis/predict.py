@@ -214,4 +214,8 @@ def advice(load: Workload, cause: Cause, actions: list[Action]) -> str:
         return f"{cause.name}; no change is predicted to gain {MIN_GAIN - 1:.0%} or more, the limit is {LIMITS[limit]}"
     first = actions[0]
     gain = f"predicted {first.together:,.0f} img/s ({first.together / load.together - 1:+.0%})"
-    return f"{keeps_up if cause.name == 'none' else cause.name}; first change: {first.text}, {gain}"
+    if cause.name == "none":
+        return f"{keeps_up}; first change: {first.text}, {gain}"
+    if first.change not in REMEDIES[cause.name]:
+        return f"{cause.name}, but another change gains most: {first.text}, {gain}"
+    return f"{cause.name}; first change: {first.text}, {gain}"

@@ -1,4 +1,4 @@
-"""Who used the CPU: this process's threads by task, the other processes of its job, and everything else.
+"""CPU time by user: this process's threads by task, the other processes of its job, and all other processes.
 
 Linux only: threads are told apart by their names in /proc, and DALI names its threads "[DALI]...".
 """

@@ -39,7 +39,7 @@ class StageThroughput:
         full: the whole loader.
         reread: reading the same few batches again and again, which come from memory if the kernel caches them.
         cached_share: share of the set, 0 to 1, that was in memory before the first window; None if the kernel does not
-            tell this user.
+            show it to this user.
         set_bytes: bytes of the set's tars.
     """
 
@@ -61,7 +61,7 @@ class StageThroughput:
 
     @property
     def storage(self) -> dict[str, Any]:
-        """What tells cold reads from warm ones, for reports."""
+        """Figures that distinguish cold reads from warm ones, for reports."""
         return {
             "set_bytes": self.set_bytes,
             "cached_share": self.cached_share,
@@ -136,7 +136,7 @@ def stage_windows(rounds: int = STAGE_ROUNDS) -> int:
 
 
 def known_cached_share(shards: ShardSet) -> float | None:
-    """The share of the set that is in memory; None if the kernel tells only another user."""
+    """The share of the set that is in memory; None if the kernel does not show it to this user."""
     try:
         return cached_share(shards.tars)
     except ValueError:

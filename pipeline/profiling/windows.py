@@ -24,7 +24,7 @@ from pipeline.profiling.group import SINGLE_PROCESS, Group
 WINDOW_ROUNDS = 5  # Student's factor is 2.8 for five rounds, 4.3 for three, 12.7 for two
 MAX_TIMELINE_STEPS = 400
 FAST_LOADER_RATIO = 2.0  # supply / demand: a loader this fast does not keep the trainer waiting
-PILOT_SHARE = 0.1  # of a window's length: a pilot this long tells how many batches fill a window
+PILOT_SHARE = 0.1  # of a window's length: from a pilot this long the batches of a window are computed
 B = TypeVar("B")
 T = TypeVar("T")
 

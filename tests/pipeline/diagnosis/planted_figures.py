@@ -143,10 +143,10 @@ PLANTED: dict[str, tuple[str, str, StageThroughput, dict[str, Any], dict[str, An
 
 
 def found_for(name: str) -> Findings:
-    _, _, apart, told, setup, known = PLANTED[name]
+    _, _, apart, timing, setup, known = PLANTED[name]
     return build_findings(
         apart,
-        windows(apart, **told),
+        windows(apart, **timing),
         replace(SETUP, **setup),
         **{"memory": MEMORY, "environment": {"cpu": "x"}, **known},
     )

@@ -90,8 +90,8 @@ def test_a_slow_rank_that_is_fast_enough_is_no_cause():
 @pytest.mark.parametrize("name", ["few threads", "few cores", "slow storage", "shared cores"])
 def test_two_hosts_are_one_twice(name: str):
     """With a rank on each, throughput, threads and cores double, and an image costs the same."""
-    _, _, apart, told, setup, _ = PLANTED[name]
-    one, measured_by_one = found_for(name), windows(apart, **told)
+    _, _, apart, timing, setup, _ = PLANTED[name]
+    one, measured_by_one = found_for(name), windows(apart, **timing)
     rounds = [
         WindowRound(2 * r.demand, replace(r.clocks, images=2 * r.clocks.images), 2 * r.supply)
         for r in measured_by_one.rounds
@@ -149,8 +149,8 @@ def test_waits_for_first_batches_are_shown_separately():
     clocks = StepClocks()
     for wait_s, edge in ((9.0, True), (0.01, False), (0.5, True), (0.01, False)):
         clocks.add(8, wait_s, 0.1, 0.1 + wait_s, edge)
-    _, _, apart, told, *_ = PLANTED["none"]
-    found = build_findings(apart, windows(apart, **told), SETUP, MEMORY, {}, clocks=clocks)
+    _, _, apart, timing, *_ = PLANTED["none"]
+    found = build_findings(apart, windows(apart, **timing), SETUP, MEMORY, {}, clocks=clocks)
     assert found.run["first_wait_s"] == 9.0
     assert found.run["edge_waits_s"]["max"] == 0.5
     assert f"{found.run['clocks_share']:.4%}" in format_findings(found)
@@ -163,8 +163,8 @@ def test_device_gaps_of_a_run_are_shown():
     for n in range(101):
         clocks.add(8, 0.0, 0.1, 0.1)
         clocks.add_device(n / 1000, 0.25)
-    _, _, apart, told, *_ = PLANTED["none"]
-    found = build_findings(apart, windows(apart, **told), SETUP, MEMORY, {}, clocks=clocks)
+    _, _, apart, timing, *_ = PLANTED["none"]
+    found = build_findings(apart, windows(apart, **timing), SETUP, MEMORY, {}, clocks=clocks)
     (line,) = (line for line in format_findings(found).splitlines() if line.startswith("device "))
     assert "gaps p50 50.0 ms, p95 95.0 ms, p99 99.0 ms" in line and "250.0 ms" in line and len(line) <= 120
     assert "gaps on the device" in report_html(found, "a run")
