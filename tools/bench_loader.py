@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Measures and prints; returns the exit code."""
     arguments = parse()
-    check(arguments)
+    check_options(arguments)
     bench = open_bench(arguments)
     stages, record = measure_loader(bench, arguments.cold)
     passed = True
@@ -94,7 +94,7 @@ def main() -> int:
         write_plot(arguments.plot, found)
         record |= found.record()
         if arguments.verify:
-            record["verified"] = verify(found, bench, trainer)
+            record["verified"] = verify_prediction(found, bench, trainer)
         if arguments.tune is not None:
             tuned = tune_for(bench, found.account.demand)
             write_json(arguments.tune, {**tuned, "environment": found.environment})
@@ -104,7 +104,7 @@ def main() -> int:
     return int(not passed)
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check_options(arguments: argparse.Namespace) -> None:
     """Raises ValueError if an option has a value that it cannot have."""
     from pipeline.loader.settings import LoaderSettings, check_device
     from pipeline.profiling.windows import EmulatedTrainer
@@ -178,7 +178,7 @@ def measure_loader(bench: LoaderBench, cold: bool) -> tuple[StageThroughput, dic
     print(f"order {settings.order}: {quality}")
     with Progress("measuring", stage_windows(), "windows") as progress:
         stages = measure_stages(shards, bench.basis, settings, bench.window_s, STAGE_ROUNDS, progress, cold)
-    print(table({name: getattr(stages, stage) for stage, name in STAGE_NAMES.items()}))
+    print(stage_table({name: getattr(stages, stage) for stage, name in STAGE_NAMES.items()}))
     print(f"storage: {format_storage(stages.storage)}{'; dropped before each window' * cold}")
     return stages, {
         "shards": str(shards.folder),
@@ -193,7 +193,7 @@ def measure_loader(bench: LoaderBench, cold: bool) -> tuple[StageThroughput, dic
     }
 
 
-def table(stages: dict[str, Throughput]) -> str:
+def stage_table(stages: dict[str, Throughput]) -> str:
     """Throughput of each stage as lines of text."""
     lines = [f"{'':26}{'img/s':>9}{'min':>9}{'max':>9}{'ms/img':>9}{'CPU ms/img':>12}{'cores':>7}"]
     for name, stage in stages.items():
@@ -267,7 +267,7 @@ def write_plot(path: Path | None, found: Findings) -> None:
         path.write_text(draw_report(found, title), encoding="utf-8")
 
 
-def verify(found: Findings, bench: LoaderBench, trainer: EmulatedTrainer | Trainer) -> dict[str, Any] | None:
+def verify_prediction(found: Findings, bench: LoaderBench, trainer: EmulatedTrainer | Trainer) -> dict[str, Any] | None:
     """Makes the first change that this tool can make (settings; the set read into memory) and measures again.
 
     Prints predicted against measured throughput and returns both for --json; None if there is no such change.

@@ -122,7 +122,7 @@ CASES: dict[str, Case] = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """One run of one case.
 
     Attributes:
@@ -173,7 +173,7 @@ class PlantedSuite:
         sizes = partial(stage_batch_sizes, self.shards, self.basis, LoaderSettings(batch=BATCH), "full")
         return measure_throughput({"full": sizes}, self.seconds, 1, discard=READ_AHEAD_BATCHES)["full"].img_s
 
-    def run(self, name: str, case: Case) -> Outcome:
+    def run(self, name: str, case: Case) -> CaseOutcome:
         """Plants, measures and diagnoses; then makes the first change that can be made, and measures again."""
         supply = self.healthy_supply()
         plain = self.large if name == "large images" else self.shards
@@ -188,7 +188,7 @@ class PlantedSuite:
             with after.around():
                 clocks = self.windows(self.square if action.change == "square" else plain, after, supply).clocks
                 measured = clocks.images / clocks.elapsed_s
-        return Outcome(
+        return CaseOutcome(
             name,
             verdict,
             cause,
@@ -231,7 +231,7 @@ class PlantedSuite:
             return measure_windows(sizes, subject, replayed, self.seconds, discard, SUITE_ROUNDS)
 
 
-def table(outcomes: list[Outcome]) -> str:
+def markdown_table(outcomes: list[CaseOutcome]) -> str:
     """A Markdown table with a row for every case."""
     rows = [
         "| planted | right | verdicts | causes | AU | img/s | change: predicted | measured | error |",
@@ -264,7 +264,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES), metavar="NAME", help="run these cases")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
     args = parser.parse_args()
-    outcomes = list[Outcome]()
+    outcomes = list[CaseOutcome]()
     with TemporaryDirectory() as folder:
         suite = PlantedSuite(open_shards(args.shards), args.seconds, Path(folder))
         for _ in range(args.runs):
@@ -273,7 +273,7 @@ def main() -> int:
                 print(outcomes[-1], file=sys.stderr)
                 if args.json:
                     args.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
-    print(table(outcomes))
+    print(markdown_table(outcomes))
     right = sum(outcome.right for outcome in outcomes) / len(outcomes)
     errors = [abs(outcome.error) for outcome in outcomes if outcome.error is not None]
     print(f"\n{right:.0%} right" + (f"; median error of predictions {median(errors):.1%}" if errors else ""))

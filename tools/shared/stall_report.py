@@ -118,7 +118,7 @@ def report(run: Trained, clocks: StepClocks, waits_s: dict[str, float]) -> None:
         say(ranks, f"this run is complete; its stall report is {path}")
         return
     say(ranks, "measuring supply and demand for the stall report")
-    found = measure(run, clocks)
+    found = measure_run(run, clocks)
     record, screen = found.record(), format_findings(found)
     if ranks.place.world > 1:
         record |= ranks_record(run, found.loader_img_s, clocks.steps + 1, waits_s)
@@ -135,7 +135,7 @@ def say(ranks: Ranks, text: str) -> None:
         print(text, flush=True)
 
 
-def measure(run: Trained, clocks: StepClocks) -> Findings:
+def measure_run(run: Trained, clocks: StepClocks) -> Findings:
     """Measures supply, demand and both together in turn, and diagnoses them."""
     ranks, place, group = run.ranks, run.ranks.place, RanksGroup(run.ranks)
     here = local_stages(run)
