@@ -342,7 +342,19 @@ def start_steps(code: str, *args: object) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_sigterm_saves_and_ends_with_0(ranks: int, shard_root: Path, tmp_path: Path):
     """Sent to the one process that the container starts; torchrun's ranks get it too."""
-    args = ["train", shard_root / "train", "--runs", tmp_path, "--run-name", "a", "--steps", 100, "--device", "cpu", *TINY]
+    args = [
+        "train",
+        shard_root / "train",
+        "--runs",
+        tmp_path,
+        "--run-name",
+        "a",
+        "--steps",
+        100,
+        "--device",
+        "cpu",
+        *TINY,
+    ]
     process = start_steps(f"sys.exit(steps.tool(*sys.argv[1:], ranks={ranks}))", *args)
     wait_for_step(tmp_path / "a", 2, process)
     process.send_signal(signal.SIGTERM)

@@ -132,7 +132,9 @@ def supply(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {"square": {"skipped": "no --square SHARDS"}, "else": asdict(bench.feed)}
     for stored, (shards, basis) in bench.sets.items():
         feeds = {name: partial(stage_batch_sizes, shards, basis, how, "full") for name, how in rivals.items()}
-        windows = measure_throughput(feeds, bench.scale.window_s, bench.scale.rounds, discard=bench.feed.prefetched_batches)
+        windows = measure_throughput(
+            feeds, bench.scale.window_s, bench.scale.rounds, discard=bench.feed.prefetched_batches
+        )
         found[stored] = {name: asdict(rate) for name, rate in windows.items()}
     return found
 

@@ -1,1 +1,1 @@
-""""""
+"""What the measurements of `profiling` mean and what to change: accounting, cause, predictions and the report."""

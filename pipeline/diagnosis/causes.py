@@ -1,83 +1,105 @@
-"""From the part of the stall to its likely cause: rules over measured evidence, the first that fits."""
+"""From the verdict to its likely cause: rules over measured evidence; the first that fits decides.
+
+A cause has a name and the figures that show it. `predict` takes the actions against it from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
-from pipeline.diagnosis.predict import Load
+from pipeline.diagnosis.workload import BUSY_TRAINER_CORES, Workload
 
-NEIGHBOURLY = 0.25  # of the cores: other processes that take more are a cause
-BURSTY = 5.0  # times the median: a batch that takes longer is a burst
-LARGE = 2.0  # times what a square of 256 has to be decoded for a crop: the usual picture of ImageNet has 1.4
-STRAGGLING = 0.8  # of the fastest rank's supply: slower, and all ranks wait for that one
-OWN_CORES = 0.3  # cores: a trainer that takes fewer hardly gets into the feed's way
+NEIGHBOURS_SHARE = 0.25  # of the cores: from here on other processes are a cause
+BURST_RATIO = 5.0  # 99th percentile over median of the time of reading a batch: from here on reads come in bursts
+LARGE_IMAGE_AREA_RATIO = 2.0  # `decode_area_ratio`; ImageNet's images with a short side of 256 have 1.4
+STRAGGLER_RATIO = 0.8  # `slowest_rank_ratio`: below it all ranks wait for the slowest one
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What rules look at. `batch_s`: seconds of a batch of reading alone, the median and the 99th percentile;
-    `rank_supplies`: img/s of every rank's own feed (none, where there is one rank)."""
+    """What the rules look at.
+
+    Attributes:
+        verdict: the verdict to explain.
+        workload: costs and resources.
+        read_batch_s: median and 99th percentile of the seconds of reading a batch, the loader cut short after reading.
+    """
 
     verdict: str
-    load: Load
-    batch_s: tuple[float, float] | None = None
-    rank_supplies: Sequence[float] = ()
+    workload: Workload
+    read_batch_s: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A word for it, and the figures that speak for it."""
+    """The likely cause of a stall.
+
+    Attributes:
+        name: a short name, as in the table of docs/stall-report.md.
+        because: the figures that show it.
+    """
 
     name: str
     because: str
 
 
-def cause_of(e: Evidence) -> Cause:
-    """The likely cause of `e.verdict`."""
-    if e.verdict == "compute-bound":
-        return Cause("none", "the feed keeps up")
-    if e.verdict == "unexplained":
-        return Cause("callback", "the time passes between steps, neither in next() nor in the step")
-    # Contention is a slow rank's doing only where its feed holds the others up: not where all are fast enough.
-    held_up = e.verdict != "contention" or e.load.supply < e.load.demand
-    if held_up and e.rank_supplies and min(e.rank_supplies) < STRAGGLING * max(e.rank_supplies):
-        slow = min(range(len(e.rank_supplies)), key=lambda rank: e.rank_supplies[rank])
-        others = median(rate for rank, rate in enumerate(e.rank_supplies) if rank != slow)
-        return Cause("slow rank", f"rank {slow} is fed {e.rank_supplies[slow]:,.0f} img/s, the others {others:,.0f}")
-    if e.verdict == "input-bound: storage":
-        return _storage(e)
-    in_the_way = min(e.load.threads, e.load.cores) > e.load.free or e.verdict == "contention"
-    if in_the_way and e.load.neighbours > NEIGHBOURLY * e.load.cores:
-        return Cause("neighbours", f"other processes take {e.load.neighbours:.1f} of {e.load.cores:g} cores")
-    if e.verdict == "contention":
-        return _contention(e)
-    if e.verdict == "input-bound: transfer":
-        return Cause("transfer", f"batches wait for the {'bus' if e.load.ranks == 1 else 'other halves, or the bus'}")
-    if e.load.threads < e.load.cores:
-        return Cause("few threads", f"{e.load.threads} on {e.load.cores:g} cores")
-    if e.verdict == "input-bound: decode":
-        if e.load.area > LARGE:
-            return Cause("large pictures", f"{e.load.area:.1f} times as much to decode for a crop as in squares of 256")
-        return Cause("few cores", f"decoding takes {1000 * e.load.decode_s:.2f} CPU ms an image")
-    return Cause("augmentation", f"it takes {1000 * e.load.augment_s:.2f} CPU ms an image")
+def cause_of(evidence: Evidence) -> Cause:
+    """The likely cause of `evidence.verdict`."""
+    verdict, load = evidence.verdict, evidence.workload
+    if verdict == "compute-bound":
+        return Cause("none", "the loader keeps up with the trainer")
+    if verdict == "unexplained":
+        return Cause("slow callback", "time passes between steps, neither in next() nor in the training step")
+    if is_held_up_by_a_rank(verdict, load):
+        slow = f"rank {load.slowest_rank}'s loader supplies {load.rank_supplies[load.slowest_rank]:,.0f} img/s"
+        return Cause("slow rank", f"{slow}, those of the others {load.other_ranks_supply:,.0f}")
+    if verdict == "input-bound: storage":
+        return _storage(load, evidence.read_batch_s)
+    short_of_cores = min(load.threads, load.cores) > load.free_cores or verdict == "contention"
+    if short_of_cores and load.neighbour_cores > NEIGHBOURS_SHARE * load.cores:
+        taken = f"{load.neighbour_cores:.1f} of {load.cores:g} cores"
+        return Cause("noisy neighbours", f"processes outside this job use {taken}")
+    if verdict == "contention":
+        return _contention(load)
+    if verdict == "input-bound: transfer":
+        return Cause("slow transfer", f"swapping halves between ranks takes {1000 * load.transfer_s:.2f} ms an image")
+    if load.threads < load.cores:
+        return Cause("few threads", f"the loader has {load.threads} threads on {load.cores:g} cores")
+    if verdict == "input-bound: decode":
+        return _decode(load)
+    return Cause("expensive augmentation", f"augmentation takes {1000 * load.augment_cpu_s:.2f} CPU ms an image")
 
 
-def _storage(e: Evidence) -> Cause:
-    if e.batch_s:
-        p50, p99 = e.batch_s
-        if p99 > BURSTY * p50:
-            return Cause("bursts", f"a batch is read in {1000 * p50:.0f} ms, one in a hundred in {1000 * p99:.0f}")
-    slow = f"reading takes {1000 * e.load.storage_s:.2f} ms an image"
-    if not e.load.cold:
+def is_held_up_by_a_rank(verdict: str, load: Workload) -> bool:
+    """Whether all ranks wait for the loader of one. With contention: only if the loaders are too slow at all."""
+    too_slow = verdict != "contention" or load.supply < load.demand
+    return too_slow and load.slowest_rank_ratio < STRAGGLER_RATIO
+
+
+def _storage(load: Workload, read_batch_s: tuple[float, float] | None) -> Cause:
+    if read_batch_s is not None:
+        p50_s, p99_s = read_batch_s
+        if p99_s > BURST_RATIO * p50_s:
+            usual = f"reading a batch takes {1000 * p50_s:.0f} ms (median)"
+            return Cause("bursts", f"{usual}, but {1000 * p99_s:.0f} ms for one in a hundred")
+    slow = f"reading takes {1000 * load.storage_s:.2f} ms an image"
+    if not load.faster_from_memory:
         return Cause("slow storage", f"{slow}, and reading it again is no faster")
-    if not e.load.fits:
+    if not load.fits_in_memory:
         return Cause("slow storage", f"{slow}, and memory is too small for the set")
-    return Cause("cold cache", f"{slow}, {1000 * e.load.warm_s:.2f} ms from memory, which has room for the set")
+    return Cause("cold cache", f"{slow}, but {1000 * load.memory_read_s:.2f} ms from memory, and the set fits there")
 
 
-def _contention(e: Evidence) -> Cause:
-    if e.load.trainer_s * e.load.demand > OWN_CORES:
-        return Cause("shared cores", f"training takes {e.load.trainer_s * e.load.demand:.1f} of {e.load.cores:g} cores")
-    return Cause("short queue", f"the feed is fast enough in the mean, but uneven; {e.load.queue_depth} batches ahead")
+def _contention(load: Workload) -> Cause:
+    trainer_cores = load.trainer_cpu_s * load.demand
+    if trainer_cores > BUSY_TRAINER_CORES:
+        return Cause("shared cores", f"the trainer uses {trainer_cores:.1f} of {load.cores:g} cores")
+    queue = f"a queue of {load.queue_depth} batches"
+    return Cause("short queue", f"the loader is fast enough on average, but uneven, with {queue}")
+
+
+def _decode(load: Workload) -> Cause:
+    if load.decode_area_ratio > LARGE_IMAGE_AREA_RATIO:
+        times = f"{load.decode_area_ratio:.1f} times as much"
+        return Cause("large images", f"a crop requires decoding {times} as one of a stored square of 256")
+    return Cause("few cores", f"decoding takes {1000 * load.decode_cpu_s:.2f} CPU ms an image")

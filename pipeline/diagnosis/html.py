@@ -1,4 +1,4 @@
-"""The doctor's findings as one page that needs nothing else: inline SVG and CSS, no script, no font, no link."""
+"""The stall report as one self-contained HTML page: inline SVG and CSS, no script, no font, no link."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from pipeline.diagnosis.charts import Chart, au_chart, cores_chart, parts_chart, rates_chart, steps_chart
-from pipeline.diagnosis.findings import Findings, details
+from pipeline.diagnosis.charts import Chart, au_chart, cores_chart, parts_chart, steps_chart, throughput_chart
+from pipeline.diagnosis.findings import Findings, secondary_lines
 
-DRAWN = ("waits", "cores")  # of the details: those that the page has otherwise
+SHOWN_ELSEWHERE = ("waits", "cores")  # names of `secondary_lines` that the page shows as a table or a chart
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem; color: #222;
        background: #fff }
@@ -22,17 +22,21 @@ p.note { color: #666; margin: .2rem 0 }
 
 
 def report_html(found: Findings, title: str) -> str:
-    """The whole page, HTML."""
-    report = found.report
+    """The page, as HTML text."""
+    also = {name: line for name, line in secondary_lines(found).items() if name not in SHOWN_ELSEWHERE}
     sections = [
-        f"<h1>{escape(report.verdict)}</h1><p>{escape(report.action)}</p>"
+        f"<h1>{escape(found.account.verdict)}</h1><p>{escape(found.advice)}</p>"
         f"<p><b>Cause</b> {escape(found.cause.name)}: {escape(found.cause.because)}</p>",
-        *(_drawn(chart(found)) for chart in (au_chart, rates_chart, parts_chart, steps_chart)),
-        _section("Waits", _waits(found), "Milliseconds. The first batch and epochs' edges stand apart."),
+        *(_drawn(chart(found)) for chart in (au_chart, throughput_chart, parts_chart, steps_chart)),
+        _section(
+            "Waits",
+            _waits(found),
+            "Milliseconds. The first batch of the run, and of later epochs, have their own rows.",
+        ),
         _section("What to change", _actions(found), f"After that: {found.next_bottleneck}."),
         _drawn(cores_chart(found)),
-        _section("Also measured", _table({n: words for n, words in details(found).items() if n not in DRAWN})),
-        _section("Measured on", _table(_flat({**found.fingerprint, "memory": found.memory}))),
+        _section("Also measured", _table(also)),
+        _section("Measured on", _table(_flat({**found.environment, "memory": found.memory}))),
     ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -54,7 +58,7 @@ def _waits(found: Findings) -> str:
     rows = {
         "windows": found.waits_s,
         "whole run": run.get("waits_s"),
-        "epochs' edges": run.get("edge_waits_s"),
+        "first batch of later epochs": run.get("edge_waits_s"),
         "gaps on the device": run.get("device_gaps_s"),
     }
     names = ("p50", "p95", "p99", "max")
@@ -74,7 +78,7 @@ def _number(value: float) -> str:
 
 def _actions(found: Findings) -> str:
     if not found.actions:
-        return "<p>Nothing about the feed would train faster.</p>"
+        return "<p>No change of the loader is predicted to train faster.</p>"
     return f"<ol>{''.join(f'<li>{escape(str(action))}</li>' for action in found.actions)}</ol>"
 
 
@@ -84,7 +88,7 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested entries under their dotted names."""
+    """Nested entries by their dotted names."""
     flat: dict[str, Any] = {}
     for name, value in record.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}

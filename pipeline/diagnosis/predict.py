@@ -1,121 +1,119 @@
-"""What a change would bring, by a simple model scaled to what was measured. All rates in img/s.
+"""What a change would bring, by a simple model that is scaled to the measurements; the actions that follow, ranked.
 
-    supply   = min(1 / storage_s, min(threads, busy(cores)) / feed_s)
-    together = min(1 / (1 / demand + between_s + uneven_s), supply, cores / (feed_s + trainer_s))
+    loader   = slowest_rank_ratio * min(threads, effective_cores) / loader_cpu_s
+    supply   = 1 / (max(storage_s, 1 / loader) + transfer_s)
+    together = min(1 / (1 / demand + between_s + uneven_wait_s), supply, free_cores / (loader_cpu_s + trainer_cpu_s))
 
-`feed_s` and `trainer_s` are CPU seconds per image, `storage_s` the seconds per image that reading takes, `between_s`
-what passes between steps, `uneven_s` what is waited for although the feed is fast enough in the mean, and `cores` are
-those that neighbours leave. A prediction is the measured rate times the model's ratio of after and before, so that
-whatever the model leaves out is taken to stay in proportion.
+All are img/s and the words are those of `Workload`. A prediction is the measured throughput times the model's ratio of
+after and before, so whatever the model leaves out is assumed to stay in proportion. docs/stall-report.md lists its
+limits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
-Change = Literal["threads", "queue", "callback", "square", "memory", "disk", "neighbours", "cores"]
-ENDS = 0.12  # of the time of many cores: threads wait for one another at the end of each batch
-WORTH = 1.02  # a gain of less is not worth a line
-# Decoding a crop takes entropy decoding of all rows down to its end, which goes with the picture's width, and the rest,
-# which goes with the crop. In units of the former for a square of 256 the latter is, measured on 500 photographs:
-CROP_COST = 1.25
-COLD = 2.0  # times as fast from memory as from the disk: then the page cache is what is missing
-DEEPER = 4  # batches in a queue that was too short
-UNEVEN = 0.05  # of the time: waits of so much without need are worth a deeper queue
+from pipeline.diagnosis.causes import STRAGGLER_RATIO, Cause
+from pipeline.diagnosis.workload import Workload
+
+Change = Literal[
+    "threads", "queue", "callback", "square", "memory", "disk", "transfer", "neighbours", "slow rank", "cores"
+]
+BATCH_END_LOSS = 0.12  # share of the time of many cores: threads wait for one another at the end of each batch
+MIN_GAIN = 1.02  # predicted / measured: an action that gains less is not listed
+LEADING_GAIN_SHARE = 0.25  # of the best gain: an action with this much may come before the best one
+# Decoding a crop requires entropy decoding of all rows down to the crop's end, which goes with the image's area, and
+# the rest (inverse transform, colour), which goes with the crop. CROP_DECODE_COST is the cost of the rest, in units of
+# the former for a stored square of 256; measured on 500 photographs.
+CROP_DECODE_COST = 1.25
+DEEPER_QUEUE = 4  # batches: what to try if a queue was too short
+UNEVEN_WAIT_SHARE = 0.05  # of the time: from here on uneven waits are worth a deeper queue
+NEIGHBOURS_WORTH_STOPPING = 0.1  # cores
+
+# The changes that remove each cause. `ranked_actions` puts them first, so that report and cause never disagree.
+REMEDIES: dict[str, tuple[Change, ...]] = {
+    "none": (),
+    "slow callback": ("callback",),
+    "slow rank": ("slow rank",),
+    "bursts": ("memory", "disk"),
+    "slow storage": ("disk",),
+    "cold cache": ("memory",),
+    "noisy neighbours": ("neighbours",),
+    "shared cores": ("cores",),
+    "short queue": ("queue",),
+    "slow transfer": ("transfer",),
+    "few threads": ("threads",),
+    "large images": ("square",),
+    "few cores": ("cores",),
+    "expensive augmentation": ("cores",),
+}
+LIMITS = {
+    "storage": "reading",
+    "loader": "the CPU time of decoding and augmenting",
+    "transfer": "swapping halves between ranks",
+    "trainer": "the training step",
+    "shared cores": "the cores that loader and trainer share",
+}
 
 
-@dataclass(frozen=True)
-class Load:
-    """What images cost, and what there is to pay with.
-
-    Seconds are per image: `storage_s` of the clock, from memory `warm_s`; the others of CPU time. `fits`: the set, into
-    the memory that is free. `area` is what of a stored picture has to be entropy decoded for a crop, over the same of a
-    square of 256, in the mean; `together` was measured. Where `ranks` train together, on so many `hosts`, all is of the
-    whole job: rates, threads, cores.
-    """
-
-    threads: int
-    cores: float
-    neighbours: float
-    storage_s: float
-    read_s: float
-    decode_s: float
-    augment_s: float
-    trainer_s: float
-    demand: float
-    supply: float
-    together: float
-    area: float = 1.0
-    queue_depth: int = 2
-    warm_s: float = 0.0
-    fits: bool = True
-    between_s: float = 0.0
-    uneven_s: float = 0.0
-    ranks: int = 1
-    hosts: float = 1.0  # of equal numbers of ranks
-
-    @property
-    def feed_s(self) -> float:
-        """CPU seconds of the feed per image."""
-        return self.read_s + self.decode_s + self.augment_s
-
-    @property
-    def cold(self) -> bool:
-        """Whether reading would be much faster from memory."""
-        return self.storage_s > COLD * self.warm_s
-
-    @property
-    def free(self) -> float:
-        """Cores that neighbours leave; a tenth of one at least, or nothing would ever run."""
-        return max(0.1, self.cores - self.neighbours)
+def effective_cores(cores: float) -> float:
+    """Cores in use by more threads than cores: all of one core, less of several (measured: 1.88 of 2)."""
+    return cores * (1 - BATCH_END_LOSS * (1 - 1 / max(1.0, cores)))
 
 
-def busy(cores: float) -> float:
-    """Cores in use by more threads than there are: all of one, less of more (measured: 1.88 of 2)."""
-    return cores * (1 - ENDS * (1 - 1 / max(1.0, cores)))
-
-
-def limits(load: Load) -> dict[str, float]:
-    """What each resource allows by itself, lowest first: the first is the bottleneck, the second comes next."""
+def resource_limits(load: Workload) -> dict[str, float]:
+    """img/s that each resource allows by itself, lowest first: the first is the bottleneck, the second comes next."""
+    cores = load.ranks * effective_cores(load.free_cores / load.ranks)
     found = {
-        "feed": min(load.threads, load.ranks * busy(load.free / load.ranks)) / load.feed_s,
-        "trainer": 1 / (1 / load.demand + load.between_s + load.uneven_s),
+        "loader": load.slowest_rank_ratio * min(load.threads, cores) / load.loader_cpu_s,
+        "trainer": 1 / (1 / load.demand + load.between_s + load.uneven_wait_s),
     }
     if load.storage_s:
         found["storage"] = 1 / load.storage_s
-    if load.trainer_s:
-        found["shared cores"] = load.free / (load.feed_s + load.trainer_s)
+    if load.transfer_s:
+        found["transfer"] = 1 / load.transfer_s
+    if load.trainer_cpu_s:
+        found["shared cores"] = load.free_cores / (load.loader_cpu_s + load.trainer_cpu_s)
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def model_supply(load: Load) -> float:
-    """By the model, unscaled."""
-    found = limits(load)
-    return min(found.get("storage", found["feed"]), found["feed"])
+def model_supply(load: Workload) -> float:
+    """img/s of the loader alone by the model, not scaled to measurements."""
+    limits = resource_limits(load)
+    before_transfer = min(limits.get("storage", limits["loader"]), limits["loader"])
+    return 1 / (1 / before_transfer + load.transfer_s) if load.transfer_s else before_transfer
 
 
-def model_together(load: Load) -> float:
-    """By the model, unscaled."""
-    return min(limits(load).values())
+def model_together(load: Workload) -> float:
+    """img/s of the real run by the model, not scaled to measurements."""
+    return min(*resource_limits(load).values(), model_supply(load))
 
 
-def predicted_supply(before: Load, after: Load) -> float:
-    """The feed alone, once `before` has become `after`."""
+def predicted_supply(before: Workload, after: Workload) -> float:
+    """img/s of the loader alone once `before` has become `after`."""
     return before.supply * model_supply(after) / model_supply(before)
 
 
-def predicted_together(before: Load, after: Load) -> float:
-    """The real run, once `before` has become `after`: never above the predicted supply, nor the new demand."""
+def predicted_together(before: Workload, after: Workload) -> float:
+    """img/s of the real run once `before` has become `after`: at most the predicted supply and the demand."""
     scaled = before.together * model_together(after) / model_together(before)
     return min(scaled, predicted_supply(before, after), after.demand)
 
 
 @dataclass(frozen=True)
 class Action:
-    """A change and what it would bring. `settings` are those of the feed that make it, empty where it takes more than
-    settings; `supply` and `together` are predictions."""
+    """A change and what it is predicted to bring.
+
+    Attributes:
+        change: its kind.
+        text: the change in words, as an instruction.
+        settings: loader settings that make the change; empty if it takes more than settings.
+        supply: predicted img/s of the loader alone.
+        together: predicted img/s of the real run.
+    """
 
     change: Change
     text: str
@@ -124,47 +122,100 @@ class Action:
     together: float
 
     def __str__(self) -> str:
-        return f"{self.text}: predicted {self.together:,.0f} img/s (the feed alone {self.supply:,.0f})"
+        return f"{self.text}: predicted {self.together:,.0f} img/s (the loader alone {self.supply:,.0f})"
 
 
-def actions(load: Load) -> list[Action]:
-    """Changes worth making, the greatest gain first; but before it changes of settings that bring a quarter as much,
-    since they cost nothing."""
-    found = [_action(load, *change) for change in _changes(load)]
-    worth = [action for action in found if action.together >= WORTH * load.together]
-    enough = 0.75 * load.together + 0.25 * max((action.together for action in worth), default=0.0)
-    return sorted(worth, key=lambda a: (not (a.settings and a.together >= enough), -a.together))
+@dataclass(frozen=True)
+class _Candidate:
+    """A change that could be made: its kind, in words, the settings for it, and the workload after it."""
+
+    change: Change
+    text: str
+    after: Workload
+    settings: dict[str, Any] | None = None
+
+    def predicted(self, before: Workload) -> Action:
+        """The action, with its predictions."""
+        supply, together = predicted_supply(before, self.after), predicted_together(before, self.after)
+        return Action(self.change, self.text, self.settings or {}, supply, together)
 
 
-def _action(before: Load, change: Change, text: str, settings: dict[str, Any], after: Load) -> Action:
-    return Action(change, text, settings, predicted_supply(before, after), predicted_together(before, after))
+def ranked_actions(load: Workload, cause: Cause) -> list[Action]:
+    """The changes that are worth making, best first.
+
+    Predicted throughput ranks them. Two kinds come before a better one if they bring a quarter of the best gain: first
+    what removes the cause, then changes of settings, which cost nothing.
+    """
+    candidates = (*_loader_changes(load), *_storage_changes(load), *_resource_changes(load))
+    actions = [candidate.predicted(load) for candidate in candidates]
+    worth = [action for action in actions if action.together >= MIN_GAIN * load.together]
+    best = max((action.together for action in worth), default=load.together)
+    leading = load.together + LEADING_GAIN_SHARE * (best - load.together)
+
+    def rank(action: Action) -> tuple[bool, bool, float]:
+        leads = action.together >= leading
+        removes_cause = action.change in REMEDIES[cause.name]
+        return (not (leads and removes_cause), not (leads and action.settings), -action.together)
+
+    return sorted(worth, key=rank)
 
 
-def _changes(load: Load) -> list[tuple[Change, str, dict[str, Any], Load]]:
-    """Everything that could be changed: what it is, how it is said, the feed's settings for it, the load after."""
-    found: list[tuple[Change, str, dict[str, Any], Load]] = []
+def _loader_changes(load: Workload) -> Iterator[_Candidate]:
+    """Changes of the loader, of what is stored, and of the loop around it."""
     if load.threads < load.cores:
         threads = ceil(load.cores / load.ranks) + 1  # of a rank; one more keeps the cores busy at the end of a batch
         after = replace(load, threads=threads * load.ranks)
-        found.append(("threads", f"--threads {threads}", {"threads": threads}, after))
-    if load.uneven_s * load.together > UNEVEN and load.queue_depth < DEEPER:
-        after = replace(load, uneven_s=load.uneven_s * load.queue_depth / DEEPER, queue_depth=DEEPER)
-        found.append(("queue", f"a queue of {DEEPER} batches", {"queue_depth": DEEPER}, after))
+        yield _Candidate("threads", f"--threads {threads}", after, {"threads": threads})
+    if load.uneven_wait_s * load.together > UNEVEN_WAIT_SHARE and load.queue_depth < DEEPER_QUEUE:
+        waits_s = load.uneven_wait_s * load.queue_depth / DEEPER_QUEUE
+        after = replace(load, uneven_wait_s=waits_s, queue_depth=DEEPER_QUEUE)
+        yield _Candidate("queue", f"a queue of {DEEPER_QUEUE} batches", after, {"queue_depth": DEEPER_QUEUE})
     if load.between_s:
-        found.append(("callback", "take what runs between steps out of the loop", {}, replace(load, between_s=0.0)))
-    if load.area > 1:
-        after = replace(load, decode_s=load.decode_s * (1 + CROP_COST) / (load.area + CROP_COST))
-        found.append(("square", "shard with --stored square", {}, after))
-    if load.cold and load.fits:
-        after = replace(load, storage_s=load.warm_s)
-        found.append(("memory", "read the set into memory first, it fits", {}, after))
+        yield _Candidate("callback", "take what runs between steps out of the loop", replace(load, between_s=0.0))
+    if load.decode_area_ratio > 1:
+        share = (1 + CROP_DECODE_COST) / (load.decode_area_ratio + CROP_DECODE_COST)
+        yield _Candidate("square", "shard with --stored square", replace(load, decode_cpu_s=load.decode_cpu_s * share))
+
+
+def _storage_changes(load: Workload) -> Iterator[_Candidate]:
+    """Changes of where the set is read from."""
+    if load.faster_from_memory and load.fits_in_memory:
+        after = replace(load, storage_s=load.memory_read_s)
+        yield _Candidate("memory", "read the set into memory first, it fits", after)
     elif load.storage_s:
-        text = f"a faster disk{', or memory for the set' * load.cold}"
-        found.append(("disk", text, {}, replace(load, storage_s=0.0)))
-    if load.neighbours >= 0.1:
-        found.append(("neighbours", "stop what else runs on these cores", {}, replace(load, neighbours=0.0)))
-    lacking = max(1, ceil(load.demand * (load.feed_s + load.trainer_s) - load.free))
-    more = replace(load, cores=load.cores + lacking, threads=load.threads + lacking)
-    threads = ceil(more.threads / load.ranks)
-    found.append(("cores", f"{lacking} more core{'s' * (lacking > 1)}, --threads {threads}", {}, more))
-    return found
+        text = f"a faster disk{', or memory for the set' * load.faster_from_memory}"
+        yield _Candidate("disk", text, replace(load, storage_s=0.0))
+
+
+def _resource_changes(load: Workload) -> Iterator[_Candidate]:
+    """Changes of the machines."""
+    if load.transfer_s:
+        yield _Candidate("transfer", "a faster link between the ranks", replace(load, transfer_s=0.0))
+    if load.slowest_rank_ratio < STRAGGLER_RATIO:
+        text = f"find what slows down the loader of rank {load.slowest_rank}"
+        # `storage_s` is the slowest rank's, since it was measured; the CPU's limit gets the ratio in the model.
+        after = replace(load, rank_supplies=(), storage_s=load.storage_s * load.slowest_rank_ratio)
+        yield _Candidate("slow rank", text, after)
+    if load.neighbour_cores >= NEIGHBOURS_WORTH_STOPPING:
+        yield _Candidate("neighbours", "stop what else runs on these cores", replace(load, neighbour_cores=0.0))
+    lacking = max(1, ceil(load.demand * (load.loader_cpu_s + load.trainer_cpu_s) - load.free_cores))
+    after = replace(load, cores=load.cores + lacking, threads=load.threads + lacking)
+    threads = ceil(after.threads / load.ranks)
+    yield _Candidate("cores", f"{lacking} more core{'s' * (lacking > 1)}, --threads {threads}", after)
+
+
+def advice(load: Workload, cause: Cause, actions: list[Action]) -> str:
+    """The line under the verdict: the cause and the first action, or why no action helps. One line, no full stop."""
+    keeps_up = f"the loader supplies {load.supply / load.demand:.1f} times what the trainer consumes"
+    if not actions:
+        if cause.name == "none":
+            return f"{keeps_up}: only a faster training step trains faster"
+        limit = next(iter(resource_limits(load)))
+        return f"{cause.name}; no change is predicted to gain {MIN_GAIN - 1:.0%} or more, the limit is {LIMITS[limit]}"
+    first = actions[0]
+    gain = f"predicted {first.together:,.0f} img/s ({first.together / load.together - 1:+.0%})"
+    if cause.name == "none":
+        return f"{keeps_up}; first change: {first.text}, {gain}"
+    if first.change not in REMEDIES[cause.name]:
+        return f"{cause.name}, but another change gains most: {first.text}, {gain}"
+    return f"{cause.name}; first change: {first.text}, {gain}"

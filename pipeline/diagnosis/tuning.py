@@ -1,34 +1,46 @@
-"""Settings of the feed for a demand, found by measuring: one kind of setting after the other, the least that does.
+"""Searches loader settings for a demand by measuring: one kind of setting after another, the cheapest that suffices.
 
-Nothing here changes a picture: only settings of speed are searched. The result is a JSON file that train.py takes.
+Only settings of speed are searched; no setting here changes an image. The result is a JSON file that train.py takes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.loader.loader import stage_batch_sizes
 from pipeline.loader.settings import LoaderSettings
+from pipeline.profiling.stages import STAGE_ROUNDS
+from pipeline.profiling.throughput import measure_throughput
+from pipeline.profiling.windows import EmulatedTrainer
+from pipeline.rgb_pca import Eigenbasis
+from pipeline.shards.reader import ShardSet
 
-HEADROOM = 1.1  # times the demand: weather must not turn a feed that just keeps up into one that does not
-AS_GOOD = 0.98  # of the best rate: what costs less and is this close is chosen
-KINDS = ("threads", "queue_depth", "hw_decoder_load")
+DEMAND_HEADROOM = 1.1  # times the demand: with background load, a loader that only just keeps up no longer does
+GOOD_ENOUGH_SHARE = 0.98  # of the best throughput: the cheapest setting that reaches it is chosen
+TUNED_SETTINGS = ("threads", "queue_depth", "hw_decoder_load")
 Measure = Callable[[Mapping[str, LoaderSettings]], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, and the img/s that a trainer of HEADROOM times the demand got of them."""
+    """Settings that were tried.
+
+    Attributes:
+        settings: the searched settings.
+        img_s: img/s that an emulated trainer of DEMAND_HEADROOM times the demand got.
+    """
 
     settings: dict[str, Any]
     img_s: float
 
 
 def choices(settings: LoaderSettings, cores: int) -> dict[str, tuple[Any, ...]]:
-    """What to try of each kind, the cheapest first."""
+    """What to try for each setting, the cheapest first."""
     most = max(cores + 1, settings.threads)
     threads = sorted({*(n for n in (1, 2, 3, 4, 6, 8) if n <= most), most})
     found: dict[str, tuple[Any, ...]] = {"threads": tuple(threads), "queue_depth": (1, 2, 3, 4)}
@@ -40,29 +52,73 @@ def choices(settings: LoaderSettings, cores: int) -> dict[str, tuple[Any, ...]]:
 def tune(
     start: LoaderSettings, options: Mapping[str, Sequence[Any]], measure: Measure
 ) -> tuple[LoaderSettings, tuple[Trial, ...]]:
-    """For each kind, `measure`s all its options in turn, the others held, and keeps the first that is as good as the
-    best. Returns the settings and every trial."""
+    """Searches one setting after another and keeps the first value that is about as good as the best.
+
+    Args:
+        start: the settings to start from.
+        options: values to try for each setting, the cheapest first.
+        measure: gives the img/s of each candidate; it should measure all of them in turn.
+
+    Returns:
+        The settings found, and every trial.
+    """
     best, trials = start, list[Trial]()
-    for kind, values in options.items():
-        rivals = {f"{kind} {value}": replace(best, **{kind: value}) for value in values}
-        rates = measure(rivals)
-        trials += [Trial(speed_of(rivals[name]), img_s) for name, img_s in rates.items()]
-        enough = AS_GOOD * max(rates.values())
-        best = next(rivals[name] for name in rivals if rates[name] >= enough)
+    for name, values in options.items():
+        candidates = {f"{name} {value}": replace(best, **{name: value}) for value in values}
+        img_s = measure(candidates)
+        trials += [Trial(speed_settings(candidates[key]), value) for key, value in img_s.items()]
+        enough = GOOD_ENOUGH_SHARE * max(img_s.values())
+        best = next(candidates[key] for key in candidates if img_s[key] >= enough)
     return best, tuple(trials)
 
 
-def speed_of(settings: LoaderSettings) -> dict[str, Any]:
+def paced_throughput(
+    shards: ShardSet,
+    basis: Eigenbasis,
+    candidates: Mapping[str, LoaderSettings],
+    demand: float,
+    seconds: float,
+    progress: Callable[[int], None] = lambda n: None,
+) -> dict[str, float]:
+    """img/s that an emulated trainer of DEMAND_HEADROOM times the demand gets from each candidate, measured in turn.
+
+    Args:
+        shards: the shard set.
+        basis: its eigenbasis.
+        candidates: loader settings by name.
+        demand: img/s.
+        seconds: length of a window.
+        progress: called with 1 after each window; there are STAGE_ROUNDS of each candidate.
+    """
+    trainer = EmulatedTrainer(demand * DEMAND_HEADROOM)
+
+    def paced_sizes(settings: LoaderSettings) -> Iterator[int]:
+        for images in stage_batch_sizes(shards, basis, settings, "full"):
+            trainer(images)
+            yield images
+
+    factories = {name: partial(paced_sizes, settings) for name, settings in candidates.items()}
+    discard = max(settings.prefetched_batches for settings in candidates.values())
+    measured = measure_throughput(factories, seconds, STAGE_ROUNDS, progress, discard)
+    return {name: candidate.img_s for name, candidate in measured.items()}
+
+
+def speed_settings(settings: LoaderSettings) -> dict[str, Any]:
     """The settings that are searched."""
-    return {kind: getattr(settings, kind) for kind in KINDS}
+    return {name: getattr(settings, name) for name in TUNED_SETTINGS}
 
 
 def load_tuned(path: Path) -> dict[str, Any]:
-    """The settings in a file of `bench_loader --tune`, to replace those of a LoaderSettings. ValueError where the file is
-    another one."""
+    """Reads the settings that `bench_loader --tune` wrote, as fields of LoaderSettings.
+
+    Raises:
+        ValueError: the file is of another kind.
+    """
     try:
         found = json.loads(path.read_text())["settings"]
-        known = {kind: found[kind] for kind in KINDS}
+        return {name: found[name] for name in TUNED_SETTINGS}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no settings of bench_loader --tune FILE here; run that first") from error
-    return known
+        raise ValueError(
+            f"{path}: no settings of bench_loader --tune FILE here; run that first:"
+            f" python tools/bench_loader.py SHARDS --demand IMG_S --tune {path}"
+        ) from error

@@ -1,4 +1,8 @@
-"""TODO-DOC pipeline.profiling.clocks (from pipeline.stall)."""
+"""Clocks of a training loop: how long each step waited for its batch, and how long the step itself took.
+
+`StepClocks` takes the times of every step and gives their sums (`LoopTotals`) and percentiles. It costs well under a
+microsecond a step, so a whole run can keep it on.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LoopTotals:
-    """Sums over the steps of a real run: `wait_s` the host waited in next(), `step_s` it spent in training steps,
-    `elapsed_s` that all of it took, validation and checkpoints left out."""
+    """Sums over the steps of a real run.
+
+    Attributes:
+        images: images that were trained on.
+        wait_s: seconds that the host waited in `next()` for a batch.
+        step_s: seconds that the host spent in training steps.
+        elapsed_s: seconds of all steps together, without validation and checkpoints. What exceeds `wait_s + step_s`
+            passed between steps (callbacks, logging).
+    """
 
     images: int
     wait_s: float
@@ -21,12 +32,20 @@ class LoopTotals:
 
 
 class StepClocks:
-    """LoopTotals of every step. The first is kept apart, as `first_wait_s`: it waits for the first batch and pays for first
-    use. Waits for the first batch of every later epoch are in `edge_waits_s`, too.
+    """Times of every step of a run, without its first one, which waits for the first batch and includes warm-up.
 
-    Of a GPU there are also `device_gaps_s`, for which it had no step to work on, and `device_steps_s`, its own time for
-    each step after a gap. Gaps with waits as long come from the input. Gaps without them come from the host, late with
-    the next launch: a callback, logging, reading a loss back. Waits without gaps cost nothing."""
+    On a GPU, compare gaps with waits. A gap as long as a wait comes from the input. A gap without a wait comes from
+    the host, which launched the next step late (callback, logging, reading a loss back). A wait without a gap is free.
+
+    Attributes:
+        images: images of the counted steps.
+        waits_s: seconds that each counted step waited for its batch.
+        steps_s: seconds of each counted training step, on the host.
+        first_wait_s: the wait for the very first batch; None before the first step.
+        edge_waits_s: the waits for the first batch of each later epoch; they are in `waits_s` as well.
+        device_gaps_s: seconds that the GPU had no step to work on, between two steps.
+        device_steps_s: seconds of the GPU's own time for the step after each of these gaps.
+    """
 
     def __init__(self) -> None:
         self.images, self.waits_s, self.steps_s, self._loops_s = 0, list[float](), list[float](), list[float]()
@@ -35,7 +54,15 @@ class StepClocks:
         self.device_gaps_s, self.device_steps_s = list[float](), list[float]()
 
     def add(self, images: int, wait_s: float, step_s: float, loop_s: float, edge: bool = False) -> None:
-        """Takes in one step; `loop_s` is the time since the step before ended, `edge` says that it began an epoch."""
+        """Adds one step.
+
+        Args:
+            images: images of its batch.
+            wait_s: seconds that it waited for the batch.
+            step_s: seconds of the training step.
+            loop_s: seconds since the previous step ended.
+            edge: whether the step began an epoch.
+        """
         if self.first_wait_s is None:
             self.first_wait_s = wait_s
             return
@@ -47,23 +74,23 @@ class StepClocks:
         self._loops_s.append(loop_s)
 
     def add_device(self, gap_s: float | None, step_s: float) -> None:
-        """Takes in a step on the device and the gap before it; one without a gap, as the first, does not count."""
+        """Adds a step by the GPU's clock and the gap before it. A step without a gap, as the first, is not counted."""
         if gap_s is not None:
             self.device_gaps_s.append(gap_s)
             self.device_steps_s.append(step_s)
 
     @property
     def steps(self) -> int:
-        """Steps taken in."""
+        """Number of counted steps."""
         return len(self.waits_s)
 
     def total(self) -> LoopTotals:
-        """The sums."""
+        """The sums over all counted steps."""
         return LoopTotals(self.images, sum(self.waits_s), sum(self.steps_s), sum(self._loops_s))
 
 
 def clock_cost_s(steps: int = 2000) -> float:
-    """Seconds that the clocks themselves cost a step: reading the time three times, and StepClocks."""
+    """Seconds that the clocks themselves cost a step: three readings of the time, and `StepClocks.add`."""
     clocks, started_s = StepClocks(), time.perf_counter()
     for _ in range(steps):
         begun_s, got_s, ended_s = time.perf_counter(), time.perf_counter(), time.perf_counter()
@@ -72,6 +99,6 @@ def clock_cost_s(steps: int = 2000) -> float:
 
 
 def percentiles(values_s: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99 and maximum of waits or steps, in seconds."""
+    """The "p50", "p95", "p99" and "max" of waits or steps, in seconds."""
     found = np.percentile(values_s, [50, 95, 99, 100])
     return dict(zip(("p50", "p95", "p99", "max"), found.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""How sure a mean of repeated windows is."""
+"""The confidence interval of a mean of repeated windows, by Student's t distribution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from scipy.special import stdtrit
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean of `windows` values, and the range `low` to `high` that holds the true one at `level`."""
+    """The mean of repeated measurements and its confidence interval.
+
+    Attributes:
+        mean: the mean of the measured values.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        windows: number of values.
+        level: probability that the interval holds the true mean, e.g. 0.95.
+    """
 
     mean: float
     low: float
@@ -21,11 +29,15 @@ class Interval:
     level: float
 
     def __str__(self) -> str:
-        return f"{self.level:.0%} within {self.low:.1%} to {self.high:.1%}, {self.windows} rounds"
+        return f"{self.level:.0%} confidence interval {self.low:.1%} to {self.high:.1%}, from {self.windows} rounds"
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's interval of the mean of independent `values`. ValueError for fewer than two: they show no spread."""
+    """Student's confidence interval of the mean of independent `values`.
+
+    Raises:
+        ValueError: there are fewer than two values, which show no spread.
+    """
     if len(values) < 2:
         raise ValueError(f"{len(values)} window, expected at least 2: one shows no spread")
     mean = fmean(values)

@@ -1,6 +1,6 @@
-"""Whose CPU time it was: this process's threads by what they do, the rest of its job, everybody else on the machine.
+"""CPU time by user: this process's threads by task, the other processes of its job, and all other processes.
 
-Linux only: threads are told apart by their names in /proc (DALI names its own).
+Linux only: threads are told apart by their names in /proc, and DALI names its threads "[DALI]...".
 """
 
 from __future__ import annotations
@@ -12,22 +12,28 @@ from pathlib import Path
 
 import psutil
 
-GROUPS = ("feed", "main", "others")
+GROUPS = ("loader", "main", "others")
 DALI_PREFIX = "[DALI]"
-BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # of a core's time
+USED_CPU_STATES = ("user", "nice", "system", "irq", "softirq", "steal")  # psutil's names for time that a core was used
 
 
 def group_of(name: str, is_main: bool) -> str:
-    """The group of a thread: "feed" (DALI's), "main" (the one that runs the loop), "others" (the trainer's pool)."""
+    """The group of a thread: "loader" (DALI's), "main" (it runs the loop) or "others" (for example torch's pool)."""
     if is_main:
         return "main"
-    return "feed" if name.startswith(DALI_PREFIX) else "others"
+    return "loader" if name.startswith(DALI_PREFIX) else "others"
 
 
 @dataclass(frozen=True)
 class CpuUse:
-    """CPU seconds during `wall_s`: of this process by group, of its job's other processes on this host (children; under
-    torchrun the other ranks and theirs), and of everybody else."""
+    """CPU seconds that were used between two marks.
+
+    Attributes:
+        wall_s: seconds between the marks.
+        groups_s: CPU seconds of this process, by group of threads.
+        rest_of_job_s: of the job's other processes on this host: children and, under torchrun, the other ranks.
+        neighbours_s: of all processes that do not belong to the job.
+    """
 
     wall_s: float
     groups_s: dict[str, float]
@@ -36,11 +42,11 @@ class CpuUse:
 
     @property
     def own_s(self) -> float:
-        """Of the whole job on this host."""
+        """CPU seconds of the whole job on this host."""
         return sum(self.groups_s.values()) + self.rest_of_job_s
 
     def cores(self) -> dict[str, float]:
-        """Cores in use on average, by group, rest of the job and neighbours."""
+        """Mean number of cores in use: by group, by the rest of the job and by neighbours."""
         seconds = {**self.groups_s, "rest of job": self.rest_of_job_s, "neighbours": self.neighbours_s}
         return {name: value / self.wall_s for name, value in seconds.items()}
 
@@ -56,8 +62,15 @@ class CpuUse:
 
 @dataclass(frozen=True)
 class CpuMark:
-    """CPU seconds so far: `threads_s` by (thread, group), `own_s` of the process, of the rest of its job, and of all on
-    its cores."""
+    """CPU seconds since each process started, read at one moment.
+
+    Attributes:
+        at_s: the moment, by `time.perf_counter`.
+        threads_s: CPU seconds of this process's threads, by (thread id, group).
+        own_s: CPU seconds of this process.
+        rest_of_job_s: CPU seconds of the job's other processes on this host.
+        machine_s: CPU seconds of everything that ran on the cores that this process may use.
+    """
 
     at_s: float
     threads_s: dict[tuple[int, str], float]
@@ -66,7 +79,7 @@ class CpuMark:
     machine_s: float
 
     def until(self, later: CpuMark) -> CpuUse:
-        """What was used between two marks. Threads that ended in between count as "others"."""
+        """What was used between this mark and a later one. Threads that ended in between count as "others"."""
         groups_s = dict.fromkeys(GROUPS, 0.0)
         for thread, seconds in later.threads_s.items():
             groups_s[thread[1]] += seconds - self.threads_s.get(thread, 0.0)
@@ -79,14 +92,14 @@ class CpuMark:
 
 
 def cpu_mark() -> CpuMark:
-    """Reads the clocks. Costs a few milliseconds where there are many threads: at the edges of windows, not in them."""
+    """Reads all CPU clocks. It costs a few milliseconds with many threads: call it between windows, not within one."""
     process = psutil.Process()
     threads_s = {}
     for thread in process.threads():
         try:
             name = Path(f"/proc/self/task/{thread.id}/comm").read_text().strip()
         except FileNotFoundError:
-            continue  # it ended between being listed and being asked
+            continue  # the thread ended after it was listed
         threads_s[thread.id, group_of(name, thread.id == os.getpid())] = thread.user_time + thread.system_time
     own, every_core = process.cpu_times(), psutil.cpu_times(percpu=True)
     rest_of_job_s = 0.0
@@ -96,14 +109,14 @@ def cpu_mark() -> CpuMark:
         except psutil.NoSuchProcess:
             continue
         rest_of_job_s += times.user + times.system
-    # guest time is in user time already; steal is what the hypervisor gave to others, idle and iowait are nobody's
-    ours = [every_core[core] for core in os.sched_getaffinity(0) if core < len(every_core)]
-    machine_s = sum(getattr(core, name, 0.0) for core in ours for name in BUSY)
+    # Guest time is part of user time. Steal is what the hypervisor gave to other machines, so it counts as used.
+    usable = [every_core[core] for core in os.sched_getaffinity(0) if core < len(every_core)]
+    machine_s = sum(getattr(core, state, 0.0) for core in usable for state in USED_CPU_STATES)
     return CpuMark(time.perf_counter(), threads_s, own.user + own.system, rest_of_job_s, machine_s)
 
 
 def _rest_of_job(process: psutil.Process) -> list[psutil.Process]:
-    """Its children. Where several ranks are on this host: all that its parent started, who is torchrun's agent, too."""
+    """The children of `process`. With several ranks on this host: torchrun's agent and all its descendants."""
     several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
     first = (process.parent() if several else None) or process
     return [other for other in (first, *first.children(recursive=True)) if other != process]

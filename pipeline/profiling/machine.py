@@ -1,4 +1,4 @@
-"""Where figures were measured: without it they cannot be compared."""
+"""The machine that figures were measured on, since figures of different machines cannot be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import psutil
 
 
 def describe_machine() -> dict[str, Any]:
-    """Cores (that this process may use, and all), CPU model, bytes of RAM, kernel, GPUs."""
+    """The machine as a JSON record.
+
+    Returns:
+        `cores` that this process may use, `cores_of_machine` in all, `cpu` model, `ram_bytes`, `system` (kernel) and
+        `gpus`.
+    """
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cores_of_machine": os.cpu_count(),
@@ -24,17 +29,17 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_gpus() -> list[str]:
-    """Name, memory and driver of each GPU, as NVIDIA's driver tells; none where there is no such driver."""
-    question = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    """Name, memory and driver of each GPU, as nvidia-smi prints them; empty if there is no NVIDIA driver."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(question, capture_output=True, text=True, check=True, timeout=30).stdout
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return told.splitlines()
+    return printed.splitlines()
 
 
 def cpu_model_name() -> str:
-    """As /proc/cpuinfo names it; the architecture where it names none (ARM)."""
+    """The CPU model in /proc/cpuinfo, or the architecture if that file names no model (ARM)."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
@@ -43,6 +48,6 @@ def cpu_model_name() -> str:
 
 
 def memory_use() -> dict[str, int]:
-    """Bytes now: resident and shared of this process (mapped shards are shared), and free on the machine."""
+    """Memory now, in bytes: `resident` and `shared` of this process (mapped shards are shared), `available` in all."""
     own = psutil.Process().memory_info()
     return {"resident": own.rss, "shared": own.shared, "available": psutil.virtual_memory().available}

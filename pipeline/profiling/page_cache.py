@@ -1,7 +1,7 @@
-"""What of a set's files is in the page cache, so that a figure can be called cold or warm. Linux only.
+"""Which share of a set's files is in the page cache, so that a figure can be called cold or warm. Linux only.
 
-An epoch that reads from memory says nothing of the disk: look at `cached_share` before and after a measurement, and
-`drop_cache` before one that is to be cold.
+An epoch that reads from memory says nothing about the disk. Call `cached_share` before and after a measurement, and
+`drop_cache` before a measurement that must be cold.
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
 def cached_share(paths: Iterable[Path]) -> float:
-    """Share, 0 to 1, of the files' pages that are in memory; 1 where there are none.
+    """Share, 0 to 1, of the files' pages that are in memory; 1 if the files have no pages.
 
-    Raises OSError where a file cannot be read, and ValueError where it is neither the caller's nor writable: the kernel
-    then calls every page cached, so that nobody learns what others read.
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: the caller neither owns nor may write a file. The kernel then reports every page as cached, so that
+            a user cannot find out what other users read.
     """
     pages = cached = 0
     for path in paths:
         if path.stat().st_uid != os.geteuid() and not os.access(path, os.W_OK, effective_ids=True):
-            raise ValueError(f"{path}: only its owner, or who may write it, can see what of it is cached; run as such")
+            raise ValueError(
+                f"{path}: the kernel shows what is cached only to the file's owner or a user who may write it;"
+                " run as one of them"
+            )
         resident = _resident(path)
         pages, cached = pages + len(resident), cached + int(resident.sum())
     return cached / pages if pages else 1.0
 
 
 def _resident(path: Path) -> np.ndarray:
-    """Whether each page of the file is in memory: uint8 (pages,) of 0 and 1. Reads nothing of it."""
+    """Whether each page of the file is in memory: uint8 (pages,) of 0 and 1. It reads nothing of the file."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
@@ -43,19 +48,22 @@ def _resident(path: Path) -> np.ndarray:
             view = np.frombuffer(mapped, np.uint8)
             resident = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
             failed = _mincore(view.ctypes.data, size, resident.ctypes.data)
-            del view  # or the mapping cannot be closed
+            del view  # a mapping that an array refers to cannot be closed
         if failed:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
-    return resident & 1  # the other bits are reserved
+    return resident & 1  # mincore reserves the other bits
 
 
 def drop_cache(paths: Iterable[Path]) -> None:
-    """Asks the kernel to forget the files' pages. It keeps those that some process has mapped and touched, so do it
-    before a feed runs; and on some file systems (tmpfs) all. `cached_share` tells.
+    """Drops the files' pages from the page cache.
 
-    Raises OSError where a file cannot be read.
+    The kernel keeps pages that some process has mapped and read, so call this before a loader runs. Some file systems
+    (tmpfs) keep all pages. Check with `cached_share`.
+
+    Raises:
+        OSError: a file cannot be read.
     """
     for path in paths:
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # what is not on the disk yet cannot be forgotten
+            os.fsync(file.fileno())  # pages that are not on the disk yet cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,6 +1,7 @@
-"""The feed alone, cut short after each stage: how fast it is as the page cache stands, cold, and from memory.
+"""The loader alone, cut short after each stage: as the page cache is, cold, and from memory.
 
-Every window begins at another place of the set, or it would find in memory what the window before it has read.
+Every window starts at another step of the epoch. Otherwise a window would find in memory what the window before it has
+read, and the disk would look faster than it is.
 """
 
 from __future__ import annotations
@@ -17,46 +18,64 @@ from pipeline.loader.graphs import Stage
 from pipeline.loader.loader import stage_batch_sizes
 from pipeline.loader.order import steps_per_epoch
 from pipeline.loader.settings import LoaderSettings
+from pipeline.profiling.group import SINGLE_PROCESS, Group
 from pipeline.profiling.page_cache import cached_share, drop_cache
-from pipeline.profiling.throughput import Throughput, measure_throughput
+from pipeline.profiling.throughput import Throughput, lockstep_throughput, measure_throughput, throughput_by_rank
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 
-ROUNDS = 3
-REREAD = 2  # batches that are read over and over: the fewest that are not one
+STAGE_ROUNDS = 3
+REREAD_BATCHES = 2  # batches that are read again and again: more than one, and few enough to stay in memory
+MAX_COLD_SHARE = 0.5  # of the set in memory after dropping it: with more, reads would not be cold
 
 
 @dataclass(frozen=True)
 class StageThroughput:
-    """`read`, `decode` (reading, too) and `full` (all of it); `reread` is reading the same few batches again and again,
-    from memory if the kernel keeps anything there. Before the first window `cached` of the set, 0 to 1, was in memory
-    (None: the kernel does not say it to us). The set has `set_bytes`."""
+    """Throughput of the loader cut short after each stage.
+
+    Attributes:
+        read: reading alone.
+        decode: reading and decoding.
+        full: the whole loader.
+        reread: reading the same few batches again and again, which come from memory if the kernel caches them.
+        cached_share: share of the set, 0 to 1, that was in memory before the first window; None if the kernel does not
+            show it to this user.
+        set_bytes: bytes of the set's tars.
+    """
 
     read: Throughput
     decode: Throughput
     full: Throughput
     reread: Throughput
-    cached: float | None
+    cached_share: float | None
     set_bytes: int
 
+    def over_ranks(self, group: Group) -> StageThroughput:
+        """The stages of all ranks together, if each rank has measured its own loader and all wait for the slowest."""
+        return self.each(lambda throughput: lockstep_throughput(throughput_by_rank(throughput, group)))
+
     def each(self, change: Callable[[Throughput], Throughput]) -> StageThroughput:
-        """With every rate changed."""
-        read, decode, full, reread = (change(rate) for rate in (self.read, self.decode, self.full, self.reread))
+        """The same with `change` applied to every stage's throughput."""
+        read, decode, full, reread = (change(one) for one in (self.read, self.decode, self.full, self.reread))
         return replace(self, read=read, decode=decode, full=full, reread=reread)
 
     @property
     def storage(self) -> dict[str, Any]:
-        """What tells cold from warm, for reports."""
-        rates = {"read": self.read.img_s, "reread": self.reread.img_s}
-        return {"set_bytes": self.set_bytes, "cached": self.cached, **rates}
+        """Figures that distinguish cold reads from warm ones, for reports."""
+        return {
+            "set_bytes": self.set_bytes,
+            "cached_share": self.cached_share,
+            "read_img_s": self.read.img_s,
+            "memory_img_s": self.reread.img_s,
+        }
 
 
-def storage_in_words(storage: dict[str, Any]) -> str:
-    """How cold the set was, and what that costs, on one line."""
-    share = "an unknown share" if storage["cached"] is None else f"{storage['cached']:.0%}"
+def format_storage(storage: dict[str, Any]) -> str:
+    """`StageThroughput.storage` as one line of text."""
+    share = "an unknown share" if storage["cached_share"] is None else f"{storage['cached_share']:.0%}"
     return (
-        f"{share} of {storage['set_bytes'] / 2**20:,.0f} MiB was in memory; read at {storage['read']:,.0f} img/s,"
-        f" from memory at {storage['reread']:,.0f}"
+        f"{share} of {storage['set_bytes'] / 2**20:,.0f} MiB was in memory; read at {storage['read_img_s']:,.0f} img/s,"
+        f" from memory at {storage['memory_img_s']:,.0f}"
     )
 
 
@@ -65,58 +84,76 @@ def measure_stages(
     basis: Eigenbasis,
     settings: LoaderSettings,
     seconds: float,
-    rounds: int = ROUNDS,
+    rounds: int = STAGE_ROUNDS,
     progress: Callable[[int], None] = lambda n: None,
     cold: bool = False,
+    group: Group = SINGLE_PROCESS,
 ) -> StageThroughput:
-    """Measures all stages in turn, in windows of `seconds`; `progress` counts them, `windows(rounds)` in all.
+    """Measures all stages of this process's loader in turn.
 
-    `cold` has the kernel forget the set before each window but those of `reread`. On a file system that forgets
-    nothing, as in memory, that changes nothing: ValueError.
+    Args:
+        shards: the shard set.
+        basis: its eigenbasis.
+        settings: of this process's loader, with its share of the batch and its own seed.
+        seconds: length of a window.
+        rounds: windows of each stage.
+        progress: called with 1 after each window; there are `stage_windows(rounds)`.
+        cold: drop the set from the page cache before each window of a stage.
+        group: ranks that measure at the same time; all start together.
+
+    Returns:
+        The stages of this process. `StageThroughput.over_ranks` gives those of all ranks.
+
+    Raises:
+        ValueError: `cold`, but the set stays in memory (a file system in memory, or another process reads it).
     """
-    cached = known_share(shards)
+    group.largest(0)  # a barrier
+    cached = known_cached_share(shards)
     if cold:
-        forget(shards)
-    stages = get_args(Stage)
-    steps, windows_done = steps_per_epoch(len(shards), settings.batch), count()
+        drop_set(shards)
+    stages, steps, windows_done = get_args(Stage), steps_per_epoch(len(shards), settings.batch), count()
 
-    def feed(stage: Stage) -> Iterator[int]:
+    def sizes(stage: Stage) -> Iterator[int]:
         if cold:
-            forget(shards)
+            drop_set(shards)
         start = next(windows_done) * steps // (rounds * len(stages))
         return stage_batch_sizes(shards, basis, settings, stage, start)
 
-    def feed_few() -> Iterator[int]:
-        few = shards.part(np.arange(min(len(shards), REREAD * settings.batch)))
+    def reread_sizes() -> Iterator[int]:
+        few = shards.part(np.arange(min(len(shards), REREAD_BATCHES * settings.batch)))
         return stage_batch_sizes(few, basis, settings, "read")
 
-    feeds: dict[str, Callable[[], Iterator[int]]] = {stage: partial(feed, stage) for stage in stages}
-    feeds["reread"] = feed_few
-    assert settings.prefetched_batches > REREAD
-    rates = measure_throughput(feeds, seconds, rounds, progress, settings.prefetched_batches)
-    return StageThroughput(**rates, cached=cached, set_bytes=sum(tar.stat().st_size for tar in shards.tars))
+    factories: dict[str, Callable[[], Iterator[int]]] = {stage: partial(sizes, stage) for stage in stages}
+    factories["reread"] = reread_sizes
+    assert settings.prefetched_batches > REREAD_BATCHES  # so that discarded batches have read all of them once
+    measured = measure_throughput(factories, seconds, rounds, progress, settings.prefetched_batches)
+    return StageThroughput(**measured, cached_share=cached, set_bytes=sum(tar.stat().st_size for tar in shards.tars))
 
 
-def windows(rounds: int = ROUNDS) -> int:
-    """How many windows `measure_stages` has."""
+def stage_windows(rounds: int = STAGE_ROUNDS) -> int:
+    """Number of windows that `measure_stages` takes."""
     return rounds * (len(get_args(Stage)) + 1)
 
 
-def known_share(shards: ShardSet) -> float | None:
-    """The share of the set that is in memory; None where only its owner may know."""
+def known_cached_share(shards: ShardSet) -> float | None:
+    """The share of the set that is in memory; None if the kernel does not show it to this user."""
     try:
         return cached_share(shards.tars)
     except ValueError:
         return None
 
 
-def forget(shards: ShardSet) -> None:
-    """Has the kernel forget the set; ValueError where most of it stays in memory."""
-    shards.unmap()  # the kernel keeps what is mapped
+def drop_set(shards: ShardSet) -> None:
+    """Drops the set from the page cache.
+
+    Raises:
+        ValueError: most of the set stays in memory.
+    """
+    shards.unmap()  # the kernel keeps pages that are mapped
     drop_cache(shards.tars)
-    share = known_share(shards)
-    if share is not None and share > 0.5:
+    share = known_cached_share(shards)
+    if share is not None and share > MAX_COLD_SHARE:
         raise ValueError(
-            f"{shards.folder}: {share:.0%} of it stays in memory when dropped; cold reads want a set on a real disk "
-            "that no other process reads"
+            f"{shards.folder}: {share:.0%} of it stays in memory when dropped; cold reads require a set on a disk that"
+            " no other process reads"
         )

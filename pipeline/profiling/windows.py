@@ -1,8 +1,9 @@
-"""Measures a trainer and its feed in turn: the feed alone, the trainer on replayed batches, both together, and again.
+"""Measures a trainer and its loader in turn: the loader alone, the trainer on replayed batches, both together, again.
 
-The windows of a round share the machine's weather, so that their ratios, as AU, are steadier than the rates; repeated
-rounds say how sure it is. Ranks that train together take the same windows, and rates are of all of them together. What
-the figures mean is `stall.py`'s business.
+The three windows of a round follow one another, so that background load affects all of them equally: ratios, such as
+AU (accelerator utilisation, together / demand), are steadier than the throughputs themselves. Repeated rounds give a
+confidence interval. Ranks that train together take the same windows, and a throughput is that of all ranks together.
+`pipeline.diagnosis` interprets the figures.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Generic, TypeVar
 from pipeline.profiling.clocks import LoopTotals
 from pipeline.profiling.confidence import Interval, t_interval
 from pipeline.profiling.cpu_time import CpuUse, cpu_mark
+from pipeline.profiling.group import SINGLE_PROCESS, Group
 
-ROUNDS = 5  # of windows: Student's factor is 2.8 for five, 4.3 for three, 12.7 for two
-LINES = 400  # steps of the timeline that are kept
-AHEAD = 2.0  # times the demand: a feed so fast does not keep the trainer waiting
-PILOT = 0.1  # of a window: how long its pace is looked for
+WINDOW_ROUNDS = 5  # Student's factor is 2.8 for five rounds, 4.3 for three, 12.7 for two
+MAX_TIMELINE_STEPS = 400
+FAST_LOADER_RATIO = 2.0  # supply / demand: a loader this fast does not keep the trainer waiting
+PILOT_SHARE = 0.1  # of a window's length: from a pilot this long the batches of a window are computed
 B = TypeVar("B")
 T = TypeVar("T")
 
@@ -31,15 +33,17 @@ def _nothing() -> None:
     """For trainers that need not be waited for."""
 
 
-def alone(number: int) -> int:
-    """What ranks agree on where there is one."""
-    return number
-
-
 @dataclass(frozen=True)
 class TrainerUnderTest(Generic[B]):
-    """What trains. `size`: images of a batch, of all ranks. `step` trains on it. `settle` waits for the device. `after`
-    is what the run's loop does between steps (callbacks, logging): part of a real step, not of a replayed one."""
+    """The trainer that is measured, as functions of a batch.
+
+    Attributes:
+        size: number of images of the batch, over all ranks.
+        step: trains on the batch.
+        settle: waits until the device has finished all steps.
+        after: what the real loop does between steps (callbacks, logging). It belongs to real steps, not to replayed
+            ones.
+    """
 
     size: Callable[[B], int]
     step: Callable[[B], object]
@@ -49,7 +53,14 @@ class TrainerUnderTest(Generic[B]):
 
 @dataclass(frozen=True)
 class EmulatedTrainer:
-    """Takes `demand` img/s and no core, as MLPerf Storage's does: it sleeps for as long as a step would take."""
+    """A training step that only sleeps, as that of MLPerf Storage does: it takes no core.
+
+    Attributes:
+        demand: img/s that it consumes.
+
+    Raises:
+        ValueError: `demand` is not positive.
+    """
 
     demand: float
 
@@ -58,13 +69,19 @@ class EmulatedTrainer:
             raise ValueError(f"demand is {self.demand:g} img/s; it must be above 0")
 
     def __call__(self, images: int) -> None:
-        """One step."""
+        """One step on so many images."""
         time.sleep(images / self.demand)
 
 
 @dataclass(frozen=True)
 class WindowRound:
-    """Three windows: `demand` img/s on replayed batches, the clocks of real steps, `supply` img/s of the feed alone."""
+    """The three windows of one round.
+
+    Attributes:
+        demand: img/s of the trainer on replayed batches.
+        clocks: totals of the real steps.
+        supply: img/s of the loader alone.
+    """
 
     demand: float
     clocks: LoopTotals
@@ -77,14 +94,20 @@ class WindowRound:
 
     @property
     def au(self) -> float:
-        """Of this turn."""
+        """AU of this round."""
         return self.together / self.demand
 
 
 @dataclass(frozen=True)
 class StepTiming:
-    """A real step for the timeline: `at_s` since the first, seconds of wait (of the rank that waits longest), of the
-    step, and of what came after."""
+    """One real step, for the timeline.
+
+    Attributes:
+        at_s: seconds since the measurement began.
+        wait_s: seconds that the rank with the longest wait waited for its batch.
+        step_s: seconds of the training step.
+        rest_s: seconds between the end of the step and the next wait.
+    """
 
     at_s: float
     wait_s: float
@@ -94,29 +117,38 @@ class StepTiming:
 
 @dataclass(frozen=True)
 class WindowMeasurements:
-    """What alternating windows gave."""
+    """What all rounds gave.
+
+    Attributes:
+        rounds: the windows.
+        steps: the last real steps, at most `MAX_TIMELINE_STEPS`.
+        first_wait_s: seconds that the very first batch of the loader took.
+        loader_cpu: CPU use in the windows of the loader alone.
+        replay_cpu: CPU use in the windows of replayed batches.
+        real_cpu: CPU use in the windows of real steps.
+    """
 
     rounds: tuple[WindowRound, ...]
     steps: tuple[StepTiming, ...]
-    first_wait_s: float  # for the very first batch of the feed
-    feed_cpu: CpuUse
+    first_wait_s: float
+    loader_cpu: CpuUse
     replay_cpu: CpuUse
     real_cpu: CpuUse
 
     @property
     def demand(self) -> float:
-        """img/s over all replay windows, each with the weight of its round's real steps."""
-        return sum(turn.clocks.images for turn in self.rounds) / sum(p.clocks.images / p.demand for p in self.rounds)
+        """img/s over all windows of replayed batches, each weighted by the real steps of its round."""
+        return sum(r.clocks.images for r in self.rounds) / sum(r.clocks.images / r.demand for r in self.rounds)
 
     @property
     def supply(self) -> float:
-        """img/s over all windows of the feed alone, with the same weights."""
-        return sum(turn.clocks.images for turn in self.rounds) / sum(p.clocks.images / p.supply for p in self.rounds)
+        """img/s over all windows of the loader alone, with the same weights."""
+        return sum(r.clocks.images for r in self.rounds) / sum(r.clocks.images / r.supply for r in self.rounds)
 
     @property
     def clocks(self) -> LoopTotals:
-        """Sums over all real windows."""
-        clocks = [turn.clocks for turn in self.rounds]
+        """Sums over all windows of real steps."""
+        clocks = [r.clocks for r in self.rounds]
         return LoopTotals(
             sum(c.images for c in clocks),
             sum(c.wait_s for c in clocks),
@@ -126,159 +158,184 @@ class WindowMeasurements:
 
     @property
     def au(self) -> Interval:
-        """AU of the rounds, with its 95 % interval."""
-        return t_interval([turn.au for turn in self.rounds])
+        """Mean AU of the rounds, with its 95% confidence interval."""
+        return t_interval([r.au for r in self.rounds])
 
     @property
-    def replay_cpu_s(self) -> float:
-        """CPU seconds of the trainer per image, the feed at rest."""
+    def trainer_cpu_s(self) -> float:
+        """CPU seconds of the trainer per image, measured while the loader was idle."""
         return self.replay_cpu.own_s / self.replay_cpu.wall_s / self.demand
 
     @property
-    def feed_cpu_s(self) -> float:
-        """CPU seconds of the feed per image, the trainer at rest."""
-        return self.feed_cpu.own_s / self.feed_cpu.wall_s / self.supply
+    def loader_cpu_s(self) -> float:
+        """CPU seconds of the loader per image, measured while the trainer was idle."""
+        return self.loader_cpu.own_s / self.loader_cpu.wall_s / self.supply
 
 
 def measure_windows(
-    feed: Iterator[B],
-    subject: TrainerUnderTest[B],
-    kept: Sequence[B],
+    loader: Iterator[B],
+    trainer: TrainerUnderTest[B],
+    replayed: Sequence[B],
     seconds: float,
     discard: int,
-    rounds: int = ROUNDS,
+    rounds: int = WINDOW_ROUNDS,
     progress: Callable[[int], None] = lambda n: None,
-    agree: Callable[[int], int] = alone,
+    group: Group = SINGLE_PROCESS,
 ) -> WindowMeasurements:
-    """Windows of about `seconds`, `rounds` times: the feed alone, steps on `kept` batches, steps on what `feed` gives.
+    """Measures the loader alone, steps on replayed batches, and steps on what the loader gives, in turn.
 
-    The first `discard` batches of a window do not count: they were made before it (choose the feed's `prefetched_batches`).
-    `progress` counts rounds. `agree` gives the largest of all ranks' numbers: ranks go by the slowest one's clock, and
-    so take the same number of batches.
+    Args:
+        loader: gives batches, endlessly.
+        trainer: what trains on them.
+        replayed: batches that are trained on again and again, to measure the demand.
+        seconds: approximate length of a window.
+        discard: batches at the start of a window that do not count, since they may have been made before it: the
+            number that the loader prefetches.
+        rounds: how often each window is repeated.
+        progress: called with 1 after each round.
+        group: ranks that train together. They take the same number of batches, by the slowest rank's clock.
+
+    Returns:
+        The figures of all ranks together. CPU use, waits before the first batch and the timeline are this rank's.
     """
     started_s = time.perf_counter()
-    first = next(feed)
+    first = next(loader)
     first_wait_s = time.perf_counter() - started_s
-    subject.step(first)  # first-use costs are nobody's
-    subject.settle()
-    windows, found, steps = _Windows(seconds, agree), list[WindowRound](), list[StepTiming]()
-    fed, replayed = partial(_fed, feed, subject), partial(_replayed, kept, subject)
-    trained = partial(_real, feed, subject)
+    trainer.step(first)  # warm-up, excluded from all windows
+    trainer.settle()
+    windows, done, steps = _Windows(seconds, group), list[WindowRound](), list[StepTiming]()
+    drain, replay = partial(_drain, loader, trainer), partial(_replay, replayed, trainer)
+    train = partial(_train, loader, trainer)
     for _ in range(rounds):
-        fed(discard)
-        supply = windows.rate("feed", fed)
-        # The feed fills its queue for a while yet, which is not the trainer's to pay for.
-        replayed(ceil(discard * windows.pace("replay", replayed) / windows.pace("feed", fed)))
-        demand = windows.rate("replay", replayed)
-        # A feed that is far ahead anyway has its queue full all the time: nothing of it has to be used up.
-        trained(discard if windows.pace("feed", fed) < AHEAD * windows.pace("replay", replayed) else 1)
-        clocks, taken = attribute_waits(*windows.take("real", trained)[1], agree)
-        found.append(WindowRound(demand, clocks, supply))
+        drain(discard)
+        supply = windows.throughput("loader", drain)
+        # The loader goes on until its queue is full. Replay uncounted steps meanwhile, or it would slow down demand.
+        replay(ceil(discard * windows.pace("replay", replay) / windows.pace("loader", drain)))
+        demand = windows.throughput("replay", replay)
+        # The queue of a fast loader is full all the time, in training too, so there is nothing to use up first.
+        fast = windows.pace("loader", drain) >= FAST_LOADER_RATIO * windows.pace("replay", replay)
+        train(1 if fast else discard)
+        clocks, taken = attribute_waits(*windows.take("real", train)[1], group)
+        done.append(WindowRound(demand, clocks, supply))
         steps += [replace(step, at_s=step.at_s - started_s) for step in taken]
         progress(1)
-    uses = [sum(those[1:], those[0]) for those in (windows.uses[name] for name in ("feed", "replay", "real"))]
-    return WindowMeasurements(tuple(found), tuple(steps[-LINES:]), first_wait_s, *uses)
+    uses = [sum(parts[1:], parts[0]) for parts in (windows.uses[name] for name in ("loader", "replay", "real"))]
+    return WindowMeasurements(tuple(done), tuple(steps[-MAX_TIMELINE_STEPS:]), first_wait_s, *uses)
 
 
 def measure_supply(
-    feed: Iterator[B], subject: TrainerUnderTest[B], seconds: float, discard: int, agree: Callable[[int], int] = alone
+    loader: Iterator[B],
+    trainer: TrainerUnderTest[B],
+    seconds: float,
+    discard: int,
+    group: Group = SINGLE_PROCESS,
 ) -> float:
-    """img/s of the feed alone, by one window as `observe` has it."""
-    _fed(feed, subject, discard)
-    return _Windows(seconds, agree).rate("feed", partial(_fed, feed, subject))
+    """img/s of the loader alone, in one window like those of `measure_windows`."""
+    _drain(loader, trainer, discard)
+    return _Windows(seconds, group).throughput("loader", partial(_drain, loader, trainer))
 
 
 def measure_demand(
-    subject: TrainerUnderTest[B], kept: Sequence[B], seconds: float, agree: Callable[[int], int] = alone
+    trainer: TrainerUnderTest[B], replayed: Sequence[B], seconds: float, group: Group = SINGLE_PROCESS
 ) -> float:
-    """img/s of steps on `kept` batches, by one window as `observe` has it."""
-    subject.step(kept[0])  # first-use costs are nobody's
-    subject.settle()
-    return _Windows(seconds, agree).rate("replay", partial(_replayed, kept, subject))
+    """img/s of steps on replayed batches, in one window like those of `measure_windows`."""
+    trainer.step(replayed[0])  # warm-up, excluded
+    trainer.settle()
+    return _Windows(seconds, group).throughput("replay", partial(_replay, replayed, trainer))
 
 
 class _Windows:
-    """Windows of about `seconds`, in batches. Times are the slowest rank's: all ranks find the same numbers by them."""
+    """Windows of about `seconds`, counted in batches.
 
-    def __init__(self, seconds: float, agree: Callable[[int], int]) -> None:
-        self._seconds, self._agree = seconds, agree
-        self._paces = dict[str, float]()
+    Times are the slowest rank's, so all ranks compute the same numbers of batches from them.
+    """
+
+    def __init__(self, seconds: float, group: Group) -> None:
+        self._seconds, self._group = seconds, group
+        self._batches_per_s = dict[str, float]()
         self.uses = dict[str, list[CpuUse]]()
 
     def pace(self, name: str, work: Callable[[int], object]) -> float:
-        """Batches a second that `work`, told how many to take, has taken in its last window; in a pilot before that."""
-        if name not in self._paces:
+        """Batches per second of `work` in its last window, or in a pilot before its first one."""
+        if name not in self._batches_per_s:
             batches = 1
-            while self._timed(work, batches)[0] < PILOT * self._seconds:
+            while self._timed(work, batches)[0] < PILOT_SHARE * self._seconds:
                 batches *= 2
-            # Some of those may have been made before. They are used up now: as many again tell the pace.
-            self._paces[name] = batches / self._timed(work, batches)[0]
-        return self._paces[name]
+            # Some of these may have been prefetched. They are used up now, so as many again show the real pace.
+            self._batches_per_s[name] = batches / self._timed(work, batches)[0]
+        return self._batches_per_s[name]
 
     def take(self, name: str, work: Callable[[int], T]) -> tuple[float, T]:
-        """Seconds of a window, and what `work` says of it."""
+        """Takes one window: its seconds, and what `work` returned."""
         batches = max(1, round(self._seconds * self.pace(name, work)))
         mark = cpu_mark()
         elapsed_s, result = self._timed(work, batches)
         self.uses.setdefault(name, []).append(mark.until(cpu_mark()))
-        self._paces[name] = batches / elapsed_s
+        self._batches_per_s[name] = batches / elapsed_s
         return elapsed_s, result
 
-    def rate(self, name: str, work: Callable[[int], int]) -> float:
-        """img/s of a window whose `work` tells its images."""
+    def throughput(self, name: str, work: Callable[[int], int]) -> float:
+        """img/s of one window of `work`, which returns the number of its images."""
         elapsed_s, images = self.take(name, work)
         return images / elapsed_s
 
     def _timed(self, work: Callable[[int], T], batches: int) -> tuple[float, T]:
-        self._agree(0)  # all begin together
+        self._group.largest(0)  # a barrier: all ranks start together
         started_s = time.perf_counter()
         result = work(batches)
-        return self._agree(max(1, round(1e9 * (time.perf_counter() - started_s)))) / 1e9, result
+        return self._group.largest(max(1, round(1e9 * (time.perf_counter() - started_s)))) / 1e9, result
 
 
-def _fed(feed: Iterator[B], subject: TrainerUnderTest[B], batches: int) -> int:
-    """Takes batches and leaves them; tells their images."""
-    images = sum(subject.size(batch) for batch in islice(feed, batches))
-    subject.settle()
+def _drain(loader: Iterator[B], trainer: TrainerUnderTest[B], batches: int) -> int:
+    """Takes batches from the loader without training; returns their images."""
+    images = sum(trainer.size(batch) for batch in islice(loader, batches))
+    trainer.settle()
     return images
 
 
-def _replayed(kept: Sequence[B], subject: TrainerUnderTest[B], batches: int) -> int:
-    """Takes steps on the `kept` batches; tells their images."""
+def _replay(replayed: Sequence[B], trainer: TrainerUnderTest[B], batches: int) -> int:
+    """Trains on the replayed batches; returns their images."""
     images = 0
-    for batch in islice(cycle(kept), batches):
-        subject.step(batch)
-        images += subject.size(batch)
-    subject.settle()
+    for batch in islice(cycle(replayed), batches):
+        trainer.step(batch)
+        images += trainer.size(batch)
+    trainer.settle()
     return images
 
 
-def _real(feed: Iterator[B], subject: TrainerUnderTest[B], batches: int) -> tuple[LoopTotals, list[StepTiming]]:
-    """Takes steps on what the feed gives; `at_s` of the steps is of the machine's clock."""
+def _train(loader: Iterator[B], trainer: TrainerUnderTest[B], batches: int) -> tuple[LoopTotals, list[StepTiming]]:
+    """Trains on what the loader gives. `at_s` of the steps is by `time.perf_counter`."""
     images, steps, began_s = 0, list[StepTiming](), time.perf_counter()
     ended_s = began_s
     for _ in range(batches):
         started_s = ended_s
-        batch = next(feed)
+        batch = next(loader)
         got_s = time.perf_counter()
-        subject.step(batch)
+        trainer.step(batch)
         stepped_s = time.perf_counter()
-        subject.after(batch)
-        images += subject.size(batch)
+        trainer.after(batch)
+        images += trainer.size(batch)
         ended_s = time.perf_counter()
         steps.append(StepTiming(started_s, got_s - started_s, stepped_s - got_s, ended_s - stepped_s))
-    subject.settle()  # what the device still had to do belongs to the steps
+    trainer.settle()  # work that the device still had to do belongs to the steps
     left_s = time.perf_counter() - ended_s
     wait_s, step_s = sum(s.wait_s for s in steps), sum(s.step_s for s in steps) + left_s
     return LoopTotals(images, wait_s, step_s, ended_s - began_s + left_s), steps
 
 
-def attribute_waits(
-    clocks: LoopTotals, steps: list[StepTiming], agree: Callable[[int], int]
-) -> tuple[LoopTotals, list[StepTiming]]:
-    """With the longest wait of all ranks at every step: meanwhile the others wait for that rank, but in their steps."""
-    waits_s = [agree(round(1e9 * step.wait_s)) / 1e9 for step in steps]
-    # Single steps on a GPU may end on the host before the device waits: they give no more than they took.
+def attribute_waits(clocks: LoopTotals, steps: list[StepTiming], group: Group) -> tuple[LoopTotals, list[StepTiming]]:
+    """Counts the longest wait of all ranks as the wait of each step.
+
+    While one rank waits for its batch, the others wait for that rank, but within their training step. That time is
+    moved from `step_s` to `wait_s`.
+
+    Args:
+        clocks: this rank's totals of the steps.
+        steps: this rank's steps; every rank has as many.
+        group: the ranks.
+    """
+    waits_s = [group.largest(round(1e9 * step.wait_s)) / 1e9 for step in steps]
+    # On a GPU a step may end on the host before the device has waited, so it may be shorter than what is moved.
     shifted = [
         replace(step, wait_s=wait_s, step_s=max(0.0, step.step_s - (wait_s - step.wait_s)))
         for step, wait_s in zip(steps, waits_s, strict=True)

@@ -63,7 +63,9 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ran(tool("compute_pca", root / "shards" / "train", "--workers", 1, "--json", root / "pca.json"))
     shards = root / "shards"
     out = ran(
-        tool("train", shards / "train", "--val", shards / "val", "--runs", root, "--run-name", "a", "--epochs", 2, *TINY)
+        tool(
+            "train", shards / "train", "--val", shards / "val", "--runs", root, "--run-name", "a", "--epochs", 2, *TINY
+        )
     )
     assert "verdict" in out
     return root

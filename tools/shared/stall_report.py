@@ -1,6 +1,7 @@
-"""The stall report of a run that has trained, on one rank or several: stall.json, report.html and the screen.
+"""The stall report at the end of a training run, on one rank or several: stall.json, report.html and the screen.
 
-All ranks measure together, batch by batch; the first one writes. Figures are of all ranks unless a name says otherwise.
+All ranks measure together, batch by batch; the first one prints and writes. Figures are of all ranks together unless a
+name says otherwise.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,38 +25,79 @@ from model.parallel.ranks import Ranks, ranks_here
 from model.runs import STALL, write_atomically
 from model.trainer import Trainer, train_step, wait_for
 from pipeline.diagnosis.accounting import LoaderThroughput
-from pipeline.diagnosis.findings import Findings, build_findings, format_findings, setup_of
+from pipeline.diagnosis.findings import Findings, build_findings, format_findings
 from pipeline.diagnosis.html import report_html
+from pipeline.diagnosis.workload import setup_of
 from pipeline.loader.loader import TrainLoader
 from pipeline.loader.order import local_batch
 from pipeline.loader.settings import LoaderSettings
 from pipeline.profiling.clocks import StepClocks
 from pipeline.profiling.machine import describe_machine, memory_use
 from pipeline.profiling.stages import StageThroughput, measure_stages
-from pipeline.profiling.throughput import Throughput, lockstep_throughput
+from pipeline.profiling.throughput import throughput_by_rank
 from pipeline.profiling.windows import TrainerUnderTest, measure_supply, measure_windows
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 from tools.shared.cli import cores
 
 REPORT = "report.html"
-REPLAYED = 4  # batches: enough that none stays in a processor's cache
-WAITS = {"swap": "halves of images", "exchange": "maps and their gradients", "sums": "sums of gradients"}
-KINDS = {"swap": "images", "exchange": "maps", "sums": "sums"}  # of bytes that are waited for
+REPLAYED_BATCHES = 4  # enough that none stays in a processor's cache
+WAITED_FOR = {"swap": "halves of images", "exchange": "feature maps and their gradients", "sums": "sums of gradients"}
+SENT_KINDS = {"swap": "images", "exchange": "maps", "sums": "sums"}  # of `step_bytes`, by the wait for them
+
+
+class RanksGroup:
+    """`Ranks` as a `Group` of `pipeline.profiling`: pipeline and model never import each other."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+
+    @property
+    def rank(self) -> int:
+        """This process's number."""
+        return self._ranks.place.rank
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self._ranks.place.world
+
+    def largest(self, number: int) -> int:
+        """The largest of all ranks' numbers."""
+        return self._ranks.largest(number)
+
+    def gather(self, row: Sequence[float]) -> list[list[float]]:
+        """The rows of all ranks, on every rank."""
+        # A sum of tables in which each rank has filled its own row. float64, since img/s have more than 24 bits.
+        table = torch.zeros(self.world, len(row), dtype=torch.float64)
+        table[self.rank] = torch.tensor(row, dtype=torch.float64)
+        rows: list[list[float]] = self._ranks.total(table).tolist()
+        return rows
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run that has trained: what fed it, what trained, where it belongs; and for how long to measure each rate."""
+    """A run that has trained, and how long to measure it.
+
+    Attributes:
+        shards: the set that it trained on.
+        basis: the set's eigenbasis.
+        loader_settings: the settings of its loader, with the global batch.
+        trainer: model, optimizer and ranks.
+        folder: the run's folder.
+        seconds: time to measure each throughput for.
+        stage_rounds: windows of each stage of the loader.
+        rounds: windows of the loader alone, of replayed batches and of real steps.
+    """
 
     shards: ShardSet
     basis: Eigenbasis
-    feed: LoaderSettings
+    loader_settings: LoaderSettings
     trainer: Trainer
     folder: Path
     seconds: float
-    stage_rounds: int = 2  # of the feed's stages in turn
-    rounds: int = 5  # of feed, trainer and both in turn
+    stage_rounds: int = 2
+    rounds: int = 5
 
     @property
     def ranks(self) -> Ranks:
@@ -64,106 +106,99 @@ class Trained:
 
 
 def report(run: Trained, clocks: StepClocks, waits_s: dict[str, float]) -> None:
-    """Measures what explains the run, prints it and writes it into the run's folder. `waits_s`: seconds that this
-    rank's steps waited for others in the whole run."""
+    """Measures what explains the run, prints it and writes it into the run's folder.
+
+    Args:
+        run: the run.
+        clocks: its step times. Without a step, because the run was complete already, the old report is kept.
+        waits_s: seconds that this rank's steps waited for other ranks in the whole run, by kind.
+    """
     ranks, path = run.ranks, run.folder / STALL
-    if not clocks.steps:  # the run was complete already
+    if not clocks.steps:
         say(ranks, f"this run is complete; its stall report is {path}")
         return
     say(ranks, "measuring supply and demand for the stall report")
-    found = examine(run, clocks)
+    found = measure_run(run, clocks)
     record, screen = found.record(), format_findings(found)
     if ranks.place.world > 1:
-        record |= ranks_record(run, found.stages, clocks.steps + 1, waits_s)
+        record |= ranks_record(run, found.loader_img_s, clocks.steps + 1, waits_s)
         screen += f"\n\n{format_ranks(record)}"
     if ranks.first:
         write_atomically(path, json.dumps(record, indent=1) + "\n")
-        write_atomically(path.with_name(REPORT), report_html(found, f"{run.folder.name}: {found.report.verdict}"))
+        write_atomically(path.with_name(REPORT), report_html(found, f"{run.folder.name}: {found.account.verdict}"))
     say(ranks, f"\n{screen}\n")
 
 
 def say(ranks: Ranks, text: str) -> None:
-    """Of several ranks one speaks."""
+    """Prints on the first rank only."""
     if ranks.first:
         print(text, flush=True)
 
 
-def examine(run: Trained, clocks: StepClocks) -> Findings:
-    """Supply, demand and both together in turn, explained."""
-    ranks, place = run.ranks, run.ranks.place
+def measure_run(run: Trained, clocks: StepClocks) -> Findings:
+    """Measures supply, demand and both together in turn, and diagnoses them."""
+    ranks, place, group = run.ranks, run.ranks.place, RanksGroup(run.ranks)
     here = local_stages(run)
-    stages = here.each(lambda rate: lockstep_throughput(by_rank(rate, ranks)))
-    subject, swapped = subject_of(run.trainer, run.feed.batch), stages.full.img_s
-    discard = run.feed.prefetched_batches + place.is_pair  # one more is ahead where halves are swapped
+    stages = here.over_ranks(group)
+    subject, swapped = trainer_under_test(run.trainer, run.loader_settings.batch), stages.full.img_s
+    discard = run.loader_settings.prefetched_batches + place.is_pair  # swapping halves prefetches one batch more
     with (
-        TrainLoader(run.shards, run.basis, run.feed, rank=place.rank, ranks=place.world) as feed,
-        closing(whole_batches(feed, ranks)) as batches,
+        TrainLoader(run.shards, run.basis, run.loader_settings, rank=place.rank, ranks=place.world) as loader,
+        closing(whole_batches(loader, ranks)) as batches,
     ):
-        kept = [next(batches) for _ in range(REPLAYED)]
+        replayed = [next(batches) for _ in range(REPLAYED_BATCHES)]
         if place.is_pair:
-            swapped *= swap_share(run, feed, batches, subject, discard)
-        observed = measure_windows(
-            batches, subject, kept, run.seconds / run.rounds, discard, run.rounds, agree=ranks.largest
-        )
+            swapped *= swap_ratio(run, loader, batches, subject, discard)
+        window_s = run.seconds / run.rounds
+        measured = measure_windows(batches, subject, replayed, window_s, discard, run.rounds, group=group)
     return build_findings(
         stages,
-        observed,
-        setup_of(run.shards, run.feed, cores(), place.world, place.world / ranks_here()),
+        measured,
+        setup_of(run.shards, run.loader_settings, cores(), place.world, place.world / ranks_here()),
         memory_use(),
-        {"machine": describe_machine(), "settings": asdict(run.feed), "manifest_sha256": run.shards.manifest_sha256},
+        {
+            "machine": describe_machine(),
+            "settings": asdict(run.loader_settings),
+            "manifest_sha256": run.shards.manifest_sha256,
+        },
         clocks=clocks,
         swapped=swapped,
-        rank_supplies=[rate.img_s for rate in by_rank(here.full, ranks)] if place.world > 1 else (),
+        rank_supplies=[rank.img_s for rank in throughput_by_rank(here.full, group)] if place.world > 1 else (),
     )
 
 
-def swap_share(
-    run: Trained, feed: Iterator[Batch], batches: Iterator[Batch], subject: TrainerUnderTest[Batch], discard: int
+def swap_ratio(
+    run: Trained, loader: Iterator[Batch], batches: Iterator[Batch], subject: TrainerUnderTest[Batch], discard: int
 ) -> float:
-    """The supply of `batches`, the `feed` with halves swapped, over that of the feed alone, at most 1: in turn, since
-    what the swap costs is their difference, and the machine's weather would be, too."""
-    shares, seconds = list[float](), run.seconds / (2 * run.stage_rounds)
+    """Supply of `batches`, the loader with halves swapped, over that of the loader alone; at most 1.
+
+    The cost of the swap is a small difference, so both are measured in turn, under the same background load.
+    """
+    ratios, seconds = list[float](), run.seconds / (2 * run.stage_rounds)
     for _ in range(run.stage_rounds):
-        apart, swapped = (measure_supply(one, subject, seconds, discard, run.ranks.largest) for one in (feed, batches))
-        shares.append(min(1.0, swapped / apart))
-    return median(shares)
+        apart, swapped = (
+            measure_supply(one, subject, seconds, discard, RanksGroup(run.ranks)) for one in (loader, batches)
+        )
+        ratios.append(min(1.0, swapped / apart))
+    return median(ratios)
 
 
 def local_stages(run: Trained) -> StageThroughput:
-    """Of the feed of this rank's rows; all ranks measure at the same time, each on pictures of its own."""
-    place = run.ranks.place
-    seed = (run.feed.seed + place.rank) % 2**64
-    here = replace(run.feed, batch=local_batch(run.feed.batch, place.world), seed=seed)
-    run.ranks.any(False)  # so that all begin together
-    return measure_stages(run.shards, run.basis, here, run.seconds / run.stage_rounds, run.stage_rounds)
+    """The stages of this rank's loader, with its share of the batch. All ranks measure at once, on different images."""
+    place, settings = run.ranks.place, run.loader_settings
+    seed = (settings.seed + place.rank) % 2**64
+    here = replace(settings, batch=local_batch(settings.batch, place.world), seed=seed)
+    window_s = run.seconds / run.stage_rounds
+    return measure_stages(run.shards, run.basis, here, window_s, run.stage_rounds, group=RanksGroup(run.ranks))
 
 
-def by_rank(rate: Throughput, ranks: Ranks) -> list[Throughput]:
-    """Every rank's, in the order of ranks, on all of them."""
-    return [_rate(row) for row in gathered(_row(rate), ranks)]
+def trainer_under_test(trainer: Trainer, batch: int) -> TrainerUnderTest[Batch]:
+    """The loop's own training step, with the loss read as often as the loop does.
 
-
-def _row(rate: Throughput) -> list[float]:
-    *figures, rounds, p50_s, p99_s = astuple(rate)
-    return [*figures, p50_s, p99_s, *rounds]
-
-
-def _rate(row: Sequence[float]) -> Throughput:
-    img_s, least, most, cpu_ms, cores_used, p50_s, p99_s, *rounds = row
-    return Throughput(img_s, least, most, cpu_ms, cores_used, tuple(rounds), p50_s, p99_s)
-
-
-def gathered(row: Sequence[float], ranks: Ranks) -> list[list[float]]:
-    """Every rank's row of numbers, as many of each, in the order of ranks, on all of them."""
-    table = torch.zeros(ranks.place.world, len(row), dtype=torch.float64)
-    table[ranks.place.rank] = torch.tensor(row, dtype=torch.float64)
-    found: list[list[float]] = ranks.total(table).tolist()
-    return found
-
-
-def subject_of(trainer: Trainer, batch: int) -> TrainerUnderTest[Batch]:
-    """What trains, for the doctor: the loop's own step, and reading the loss as often as the loop does. `batch` is the
-    global one."""
+    Args:
+        trainer: model, optimizer and ranks. The measured steps train the model on.
+        batch: images of the global batch.
+    """
     place = trainer.ranks.place
     losses: list[torch.Tensor] = []
 
@@ -179,24 +214,32 @@ def subject_of(trainer: Trainer, batch: int) -> TrainerUnderTest[Batch]:
     return TrainerUnderTest(lambda rows: batch, step, partial(wait_for, trainer.ranks.device), after)
 
 
-def ranks_record(run: Trained, rates: LoaderThroughput, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:
-    """For stall.json: seconds that a step of rank 0 waits for others, and that the feed pays for swapping a batch."""
-    ranks, model, batch = run.ranks, run.trainer.model, run.feed.batch
+def ranks_record(run: Trained, loader: LoaderThroughput, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:
+    """What stall.json has on several ranks only.
+
+    Returns:
+        `ranks`: the layout; `rank_waits_s`: seconds that a step of rank 0 waits for other ranks, by kind; `sent_bytes`:
+        bytes that a step of rank 0 sends, by kind; `swap_s`: seconds that swapping halves adds to a batch.
+    """
+    ranks, model, batch = run.ranks, run.trainer.model, run.loader_settings.batch
     crossing = step_bytes(ranks.place, model.spec, model.recipe, batch, run.trainer.settings.precision)
+    waits = {what: waits_s.get(what, 0.0) / steps for what in WAITED_FOR if SENT_KINDS[what] in crossing}
     return {
         "ranks": {**asdict(ranks.place), "backend": ranks.backend, "shared_gpu": ranks.shared_gpu},
-        "rank_waits_s": {what: waits_s.get(what, 0.0) / steps for what in WAITS if KINDS[what] in crossing},
+        "rank_waits_s": waits,
         "sent_bytes": crossing,
-        "swap_s": max(0.0, batch / rates.supply - batch / rates.augmented),
+        "swap_s": max(0.0, batch / loader.supply - batch / loader.augmented),
     }
 
 
 def format_ranks(record: dict[str, Any]) -> str:
-    """The same as two lines of text."""
-    waits = ", ".join(f"{seconds * 1000:.1f} ms for {WAITS[what]}" for what, seconds in record["rank_waits_s"].items())
-    lines = [f"ranks      a step of rank 0 waits {waits}"]
+    """`ranks_record` as lines of text."""
+    waits = [f"{seconds * 1000:.1f} ms for {WAITED_FOR[what]}" for what, seconds in record["rank_waits_s"].items()]
+    lines = [f"ranks      a step of rank 0 waits {', '.join(waits)}"]
     if "images" in record["sent_bytes"]:
         sent_mb = record["sent_bytes"]["images"] / 1e6
         swap_ms = record["swap_s"] * 1000
-        lines.append(f"           swapping halves, {sent_mb:.1f} MB each way, costs the feed {swap_ms:.1f} ms a batch")
+        lines.append(
+            f"           swapping halves, {sent_mb:.1f} MB each way, costs the loader {swap_ms:.1f} ms a batch"
+        )
     return "\n".join(lines)

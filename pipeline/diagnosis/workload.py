@@ -1,0 +1,205 @@
+"""What one image costs, and the resources that pay for it: the input of causes and predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from pipeline.diagnosis.accounting import LoaderThroughput, StallAccount
+from pipeline.loader.augment import CROP, STORED
+from pipeline.loader.settings import LoaderSettings
+from pipeline.profiling.stages import StageThroughput
+from pipeline.profiling.windows import WindowMeasurements
+from pipeline.shards.reader import ShardSet
+
+STORAGE_WAIT_SHARE = 0.5  # of the time of reading: with more time off the CPU than this, reading waits for storage
+BETWEEN_STEPS_SHARE = 0.02  # of the run's time: less than this between steps is noise
+TRANSFER_SHARE = 0.05  # of the loader's time: less than this for swapping halves is noise
+IDLE_TRAINER_CORES = 0.05  # a trainer that uses fewer, as one that sleeps, leaves all cores to the loader
+BUSY_TRAINER_CORES = 0.3  # a trainer that uses fewer hardly slows the loader down
+FASTER_FROM_MEMORY_RATIO = 2.0  # times the throughput of the disk: from here on the page cache is what is missing
+MIN_FREE_CORES = 0.1  # however much neighbours use, the system gives a process some time
+
+
+@dataclass(frozen=True)
+class LoaderSetup:
+    """What the loaders of a job work with. Hosts are assumed to be equal and to make as many images each.
+
+    Attributes:
+        threads: DALI threads of one rank's loader.
+        queue_depth: batches in the queue of one rank's loader.
+        cores: cores of this host that the job may use.
+        decode_area_ratio: what must be entropy decoded for a crop, over the same for a stored square of 256, on
+            average over the set.
+        ranks: number of ranks.
+        hosts: number of hosts.
+    """
+
+    threads: int
+    queue_depth: int
+    cores: int
+    decode_area_ratio: float
+    ranks: int = 1
+    hosts: float = 1.0
+
+
+def setup_of(shards: ShardSet, settings: LoaderSettings, cores: int, ranks: int = 1, hosts: float = 1.0) -> LoaderSetup:
+    """The setup of loaders of `shards`, on `cores` of each host."""
+    # A crop of a JPEG requires entropy decoding of all rows down to the crop's end: on average half of what is left
+    # below the crop, over the full width.
+    width, height = shards.index["width"].astype(float), shards.index["height"].astype(float)
+    ratio = float((width * (height + CROP) / 2).mean()) / (STORED * (STORED + CROP) / 2)
+    return LoaderSetup(settings.threads, settings.queue_depth, cores, ratio, ranks, hosts)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Costs of an image, and what there is to pay them with, over the whole job: all ranks, all hosts.
+
+    Attributes:
+        threads: threads of all loaders.
+        cores: cores of all hosts.
+        neighbour_cores: cores that processes outside the job use.
+        storage_s: seconds that reading an image takes; 0 if reading does not wait for storage.
+        read_cpu_s: CPU seconds of reading an image.
+        decode_cpu_s: CPU seconds of decoding it.
+        augment_cpu_s: CPU seconds of everything else in the loader.
+        trainer_cpu_s: CPU seconds of the training step per image; 0 if the trainer is idle on the CPU.
+        demand: img/s of the trainer on replayed batches.
+        supply: img/s of the loader alone.
+        together: img/s of the real run.
+        decode_area_ratio: see `LoaderSetup`.
+        queue_depth: batches in the queue of a loader.
+        memory_read_s: seconds that reading an image from memory takes.
+        fits_in_memory: whether the set fits in the memory that is available.
+        between_s: seconds per image that pass between steps.
+        uneven_wait_s: seconds per image that are waited although the loader is fast enough on average.
+        transfer_s: seconds per image that swapping halves between ranks adds to the loader.
+        rank_supplies: img/s of each rank's own loader; empty for one rank.
+        ranks: number of ranks.
+        hosts: number of hosts.
+    """
+
+    threads: int
+    cores: float
+    neighbour_cores: float
+    storage_s: float
+    read_cpu_s: float
+    decode_cpu_s: float
+    augment_cpu_s: float
+    trainer_cpu_s: float
+    demand: float
+    supply: float
+    together: float
+    decode_area_ratio: float = 1.0
+    queue_depth: int = 2
+    memory_read_s: float = 0.0
+    fits_in_memory: bool = True
+    between_s: float = 0.0
+    uneven_wait_s: float = 0.0
+    transfer_s: float = 0.0
+    rank_supplies: tuple[float, ...] = ()
+    ranks: int = 1
+    hosts: float = 1.0
+
+    @property
+    def loader_cpu_s(self) -> float:
+        """CPU seconds of the loader per image."""
+        return self.read_cpu_s + self.decode_cpu_s + self.augment_cpu_s
+
+    @property
+    def faster_from_memory(self) -> bool:
+        """Whether reading would be much faster from memory."""
+        return self.storage_s > FASTER_FROM_MEMORY_RATIO * self.memory_read_s
+
+    @property
+    def free_cores(self) -> float:
+        """Cores that neighbours leave."""
+        return max(MIN_FREE_CORES, self.cores - self.neighbour_cores)
+
+    @property
+    def slowest_rank(self) -> int:
+        """The rank whose loader is the slowest; 0 for one rank."""
+        return min(range(len(self.rank_supplies)), key=lambda rank: self.rank_supplies[rank], default=0)
+
+    @property
+    def other_ranks_supply(self) -> float:
+        """Median img/s of the loaders of all ranks but the slowest."""
+        return median(img_s for rank, img_s in enumerate(self.rank_supplies) if rank != self.slowest_rank)
+
+    @property
+    def slowest_rank_ratio(self) -> float:
+        """Supply of the slowest rank's loader over the median of the others; 1 for one rank."""
+        return self.rank_supplies[self.slowest_rank] / self.other_ranks_supply if self.rank_supplies else 1.0
+
+
+def workload_of(
+    stages: StageThroughput,
+    measured: WindowMeasurements,
+    setup: LoaderSetup,
+    account: StallAccount,
+    loader: LoaderThroughput,
+    available_bytes: int,
+    rank_supplies: tuple[float, ...] = (),
+) -> Workload:
+    """The workload that measurements show. Hosts are equal, so CPU time is this host's, times their number.
+
+    Args:
+        stages: the loader cut short after each stage.
+        measured: the windows.
+        setup: threads, cores, ranks and hosts.
+        account: the stall account of the windows.
+        loader: img/s of the stages, scaled to the windows' supply.
+        available_bytes: memory that the set could use.
+        rank_supplies: img/s of each rank's own loader; empty for one rank.
+    """
+    read_s, decode_s, augment_s = _loader_cpu_s(stages, setup.hosts * measured.loader_cpu_s)
+    trainer_s = setup.hosts * measured.trainer_cpu_s
+    trainer_cores, between_share = trainer_s * measured.demand, account.parts["unexplained"]
+    # A trainer that computes on the loader's cores causes uneven waits itself: a deeper queue would not remove them.
+    uneven_s = 0.0 if trainer_cores > BUSY_TRAINER_CORES else _uneven_wait_s(measured)
+    transfer_s = loader.part_s()["transfer"]
+    return Workload(
+        threads=setup.ranks * setup.threads,
+        cores=setup.hosts * setup.cores,
+        neighbour_cores=setup.hosts * measured.loader_cpu.cores()["neighbours"],
+        storage_s=1 / loader.read if _waits_for_storage(stages, setup, account) else 0.0,
+        read_cpu_s=read_s,
+        decode_cpu_s=decode_s,
+        augment_cpu_s=augment_s,
+        trainer_cpu_s=trainer_s if trainer_cores > IDLE_TRAINER_CORES else 0.0,
+        demand=measured.demand,
+        supply=max(measured.supply, account.together),  # what the loader gave to the trainer it can give alone
+        together=account.together,
+        decode_area_ratio=setup.decode_area_ratio,
+        queue_depth=setup.queue_depth,
+        memory_read_s=1 / stages.reread.img_s,
+        fits_in_memory=stages.set_bytes < available_bytes,
+        between_s=between_share / account.together if between_share > BETWEEN_STEPS_SHARE else 0.0,
+        uneven_wait_s=uneven_s,
+        transfer_s=transfer_s if transfer_s * loader.supply > TRANSFER_SHARE else 0.0,
+        rank_supplies=rank_supplies,
+        ranks=setup.ranks,
+        hosts=setup.hosts,
+    )
+
+
+def _loader_cpu_s(stages: StageThroughput, loader_s: float) -> tuple[float, float, float]:
+    """CPU seconds of reading, decoding and augmenting an image, of `loader_s` in all."""
+    read_ms, decoded_ms, full_ms = (stage.cpu_ms_per_img for stage in (stages.read, stages.decode, stages.full))
+    scale = loader_s / max(full_ms, 1e-9)
+    read_s = scale * min(read_ms, full_ms)
+    decode_s = scale * max(0.0, min(decoded_ms, full_ms) - read_ms)
+    return read_s, decode_s, max(0.0, loader_s - read_s - decode_s)
+
+
+def _uneven_wait_s(measured: WindowMeasurements) -> float:
+    """Seconds per image that were waited beyond what the loader's mean throughput explains."""
+    inherent_s = max(0.0, 1 / measured.supply - 1 / measured.demand)
+    return max(0.0, measured.clocks.wait_s / measured.clocks.images - inherent_s)
+
+
+def _waits_for_storage(stages: StageThroughput, setup: LoaderSetup, account: StallAccount) -> bool:
+    """Whether reading waits for storage: it is the verdict, or reading spends most of its time off the CPU."""
+    off_cpu = 1 - stages.read.img_s / setup.ranks * stages.read.cpu_ms_per_img / 1000
+    return account.verdict == "input-bound: storage" or off_cpu > STORAGE_WAIT_SHARE
