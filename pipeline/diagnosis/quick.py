@@ -1,0 +1,58 @@
+"""Diagnoses a loader in one call: does it keep a trainer of a given throughput busy, and if not, what would help?
+
+    findings = diagnose_loader(shards, basis, LoaderSettings(), demand_img_s=2500)
+    print(format_findings(findings))
+
+`tools/bench_loader.py --demand` prints the same report, and can also train, tune and verify.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict
+from typing import cast
+
+from pipeline.diagnosis.findings import Findings, build_findings
+from pipeline.diagnosis.workload import setup_of
+from pipeline.loader.loader import stage_batch_sizes
+from pipeline.loader.settings import LoaderSettings
+from pipeline.profiling.machine import describe_machine, memory_use
+from pipeline.profiling.stages import measure_stages
+from pipeline.profiling.windows import EmulatedTrainer, TrainerUnderTest, measure_windows
+from pipeline.rgb_pca import Eigenbasis
+from pipeline.shards.reader import ShardSet
+
+
+def diagnose_loader(
+    shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, demand_img_s: float, window_s: float = 1.0
+) -> Findings:
+    """Measures the loader alone, an emulated trainer alone and both together, and explains the difference.
+
+    Args:
+        shards: the shard set.
+        basis: its eigenbasis.
+        settings: the loader on trial; a CPU loader, since the emulated trainer sleeps for its steps.
+        demand_img_s: img/s of the emulated trainer.
+        window_s: seconds of each measurement; the whole diagnosis takes about 20 of them.
+
+    Returns:
+        The findings; `pipeline.diagnosis.findings.format_findings` turns them into text.
+
+    Raises:
+        ValueError: `demand_img_s` is not above 0, or the loader cannot be built.
+    """
+    trainer = TrainerUnderTest[int](size=int, step=EmulatedTrainer(demand_img_s))
+    stages = measure_stages(shards, basis, settings, window_s)
+    # "full" batches are wholly decoded and augmented; only their sizes leave the loader.
+    with closing(cast(Generator[int], stage_batch_sizes(shards, basis, settings, "full"))) as sizes:
+        measured = measure_windows(sizes, trainer, [settings.batch], window_s, settings.prefetched_batches)
+    environment = {
+        "machine": describe_machine(),
+        "shards": str(shards.folder),
+        "manifest_sha256": shards.manifest_sha256,
+        "settings": asdict(settings),
+    }
+    cores = len(os.sched_getaffinity(0))
+    return build_findings(stages, measured, setup_of(shards, settings, cores), memory_use(), environment)
