@@ -3,7 +3,7 @@
     python tools/bench_startup.py [--runs 5] [--json FILE]
 
 Prints one line per tool: median, minimum and maximum seconds. A tool that takes much longer than the others imports a
-heavy library (torch, DALI, numba, scipy) before its work starts; `python -X importtime tools/NAME.py --help` shows which.
+heavy library (torch, DALI, numba, scipy) before its work starts. `python -X importtime tools/NAME.py --help` names it.
 """
 
 from __future__ import annotations
