@@ -45,9 +45,12 @@ def choose_ranks(gpus: int, batch: int, device: str | None = None, layout: str =
             use = f"{ranks // 2} pairs on {ranks} of them, one tower on each"
         case _:
             use = f"both towers on each of {ranks}"
-    if ranks < gpus:
+    if idle := gpus - ranks:
         unit = "pairs" if layout == "towers" else "ranks"
-        use += f"; {gpus - ranks} stay idle, because more {unit} cannot share a batch of {batch} evenly"
+        reason = f"more {unit} cannot share a batch of {batch} evenly"
+        if ranks == gpus - gpus % ranks_per_network:
+            reason = "a pair needs two"
+        use += f"; {idle} idle, because {reason}"
     return Choice(ranks, f"{gpus} GPU{'s' if gpus > 1 else ''}: {use}")
 
 
