@@ -12,6 +12,9 @@ RUN_ALL := $(BIN)/python tools/run_all.py
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
+# `make check` leaves out tests that start many processes, start a Dask cluster, or measure for seconds.
+FAST := -m 'not slow' -k 'not cluster' --ignore tests/model/parallel
+
 # The shard set of `make soak`.
 SHARDS ?= $(or $(DATA),data)/$(if $(IMAGENET),imagenet-256,sample-256)/train
 
@@ -29,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "$(PYTHON) is older than Python 3.11; choose another: make env PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm  # a test uses its reader, which needs no other package
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm  # a test uses its reader alone
 	@touch $@
 
 sample: $(READY) ## draw the synthetic sample dataset into data/sample (nothing to do if IMAGENET is set)
@@ -44,8 +47,8 @@ pca: $(READY) ## make the shard sets and compute their PCA eigenbasis
 train: $(READY) ## run all stages: sample, shards, eigenbasis, training, stall report
 	$(RUN_ALL) train
 
-check: lint ## check before a commit, in a minute: lint, types, fast tests
-	$(PYTEST) $(PARALLEL) --quiet -m 'not slow' $(FAST_TESTS)
+check: lint ## check before each commit, in about a minute: lint, types, fast tests
+	$(PYTEST) $(PARALLEL) $(FAST) --quiet
 
 test: lint ## check everything: lint, types, all tests
 	$(PYTEST) $(PARALLEL)

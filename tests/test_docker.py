@@ -221,6 +221,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
     return Container(tmp_path_factory.mktemp("container"), SMALL)
 
 
+@pytest.mark.slow
 def test_up_train_runs_all_stages_and_then_skips_what_is_complete(container: Container):
     """From nothing to the stall report, in the mounted folders only. Health: not started, healthy, hanging."""
     assert container.health() == 1
@@ -241,6 +242,7 @@ def test_up_train_runs_all_stages_and_then_skips_what_is_complete(container: Con
     assert times == {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_real_files_are_read_in_place(container: Container, sample: Path):
     """`pca` makes shards and eigenbasis, and replaces the eigenbasis of another set. The sources stay unchanged."""
     before = {path: path.stat().st_mtime_ns for path in sample.iterdir()}
@@ -255,6 +257,7 @@ def test_real_files_are_read_in_place(container: Container, sample: Path):
     assert basis.read_text() == text
 
 
+@pytest.mark.slow
 def test_a_wrong_folder_gets_one_line_and_code_2(container: Container, tmp_path: Path):
     out = ended(container.start("train", tmp_path), code=2)
     assert re.fullmatch(rf"make_shards.py: {tmp_path}: no ImageNet layout here .*\n", out)

@@ -12,6 +12,8 @@ from model.shapes import NetSpec
 from tests.support.tool_runs import TINY, printed, tool
 from tools import bench_towers
 
+pytestmark = pytest.mark.slow
+
 
 def test_bench_loader_prints_a_table_and_a_json_line(end_to_end: Path, tmp_path: Path):
     args = [end_to_end / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--json", tmp_path / "b.json"]

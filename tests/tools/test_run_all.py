@@ -111,6 +111,7 @@ def start_runner(code: str, *args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_sigterm_saves_and_ends_with_0(ranks: int, shard_root: Path, tmp_path: Path):
     """SIGTERM to the one process that the container starts reaches the tool, and all ranks of torchrun."""

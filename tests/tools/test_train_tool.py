@@ -30,6 +30,7 @@ def test_a_run_writes_what_its_help_says(end_to_end: Path):
     assert json.loads((end_to_end / "pca.json").read_text())["pixel_scale"] == 255
 
 
+@pytest.mark.slow
 def test_a_run_that_sigterm_stops_resumes_to_the_same_losses(end_to_end: Path):
     """SIGTERM during training: exit code 0 and a checkpoint. With --resume the losses are those of a run never stopped.
 
