@@ -23,7 +23,7 @@ def describe(job: Job, state: TrainState) -> str:
         f"network    {parameters:,} parameters, width {job.spec.width:g}, {job.spec.classes} classes, {layout}",
         f"device     {job.loader.device}, {loop.precision}, data loader with {job.loader.threads} threads",
         *(_describe_ranks(job) if place.world > 1 else []),
-        f"data       {len(job.shards):,} samples, {loop.steps_per_epoch} steps an epoch, {loop.epochs} epochs",
+        f"data       {len(job.shards):,} samples, {loop.steps_per_epoch} steps an epoch, epochs: {loop.epochs}",
     ]
     if state.optimizer_steps:
         lines.append(f"resumed    after optimizer step {state.optimizer_steps:,}, epoch {state.epoch}")
