@@ -1,6 +1,8 @@
-"""Prints what the project depends on, for an image that installs it before the source is there.
+"""Prints the dependencies of the project, one per line, so that an image can install them before it copies the source.
 
 python docker/requirements.py [EXTRA ...]
+
+Run it in the folder of pyproject.toml. Every EXTRA adds the dependencies of that optional extra, for example parquet.
 """
 
 import sys

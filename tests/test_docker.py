@@ -1,4 +1,4 @@
-"""The container without its engine: every path, variable and mount that its files name, and its very commands."""
+"""The container without Docker: every path, variable and mount that its files name, and the commands that it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
@@ -17,10 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from model import checkpoint
-from tests.support.rank_tools import TINY, ended, losses, wait_for_step
-from tools import run_all as road
-from tools.run_all import STAGES, STOPPED, Settings, choose_ranks
+from tests.support.rank_tools import ended
+from tools.run_all import STAGES, RunAllSettings, has_eigenbasis
 
 ROOT = Path(__file__).parent.parent
 COMPOSE, OVERRIDE, DOCKERFILE = ROOT / "compose.yaml", ROOT / "docker/compose.cpu.yaml", ROOT / "docker/Dockerfile"
@@ -35,7 +32,7 @@ SMALL = {
 
 
 def services(settings: dict[str, str]) -> dict[str, Any]:
-    """compose.yaml's services, with `settings` where .env would have them: a plain twin of compose's own reading."""
+    """The services of compose.yaml, with `settings` as the content of .env; a small copy of how compose reads them."""
 
     def value(found: re.Match[str]) -> str:
         name, how, other = found.groups()
@@ -58,55 +55,14 @@ def services(settings: dict[str, str]) -> dict[str, Any]:
 
 
 def instructions(name: str) -> list[str]:
-    """What follows the instruction NAME in the Dockerfile."""
+    """The arguments of every instruction NAME in the Dockerfile."""
     lines = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ").splitlines()
     return [line.removeprefix(name).strip() for line in lines if line.startswith(f"{name} ")]
 
 
 def copied() -> list[str]:
-    """Paths of this folder that the image has, by where they end up in /app."""
+    """Paths of this project that the Dockerfile copies into the image."""
     return [source for line in instructions("COPY") for source in line.split()[:-1]]
-
-
-# ---- the choice of ranks ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("gpus", "batch", "ranks", "why"),
-    [
-        (0, 128, 1, "NO GPU IS VISIBLE HERE: BOTH TOWERS TRAIN ON THE CPU"),
-        (1, 128, 1, "1 GPU: both towers on one"),
-        (2, 128, 2, "2 GPUs: the tower pair, a tower on each"),
-        (3, 128, 2, "3 GPUs: the tower pair, a tower on each; 1 STAY IDLE"),
-        (4, 128, 4, "4 GPUs: a mesh of 2 tower pairs on 4 of them"),
-        (6, 128, 4, "mesh of 2 tower pairs on 4 of them; 2 STAY IDLE: more pairs cannot share a batch of 128 evenly"),
-        (8, 128, 8, "8 GPUs: a mesh of 4 tower pairs on 8 of them"),
-        (2, 127, 1, "2 GPUs: both towers on one; 1 STAY IDLE"),
-    ],
-)
-def test_ranks_follow_the_gpus(gpus: int, batch: int, ranks: int, why: str):
-    choice = choose_ranks(gpus, batch)
-    assert choice.ranks == ranks
-    assert why in choice.why and "\n" not in choice.why
-
-
-def test_the_ranks_are_the_most_that_train_would_accept():
-    """Pairs that share the batch evenly, or one rank alone; no larger number of GPUs would do."""
-    for gpus in range(17):
-        for batch in (1, 2, 6, 48, 96, 127, 128, 256):
-            fits = [n for n in range(1, gpus + 1) if (n == 1 or n % 2 == 0) and batch % n == 0]
-            assert choose_ranks(gpus, batch).ranks == max(fits, default=1)
-            fits = [n for n in range(1, gpus + 1) if batch % n == 0]
-            assert choose_ranks(gpus, batch, layout="data").ranks == max(fits, default=1)
-            assert choose_ranks(gpus, batch, device="cpu").ranks == 1
-
-
-def test_the_choice_reads_the_options_of_the_training(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(road, "gpus_here", lambda: 6)
-    assert road.ranks_for([]).ranks == 4
-    assert road.ranks_for(["--steps", "9", "--batch=96", "--save-every", "1"]).ranks == 6
-    assert road.ranks_for(["--layout", "data", "--batch", "90"]).why == "6 GPUs: both towers on each of 6"
-    assert road.ranks_for(["--device", "cpu"]).ranks == 1
 
 
 # ---- what the files name ------------------------------------------------------------------------------------------
@@ -121,10 +77,10 @@ def test_the_dockerfile_lints():
 
 @pytest.mark.parametrize("files", [[COMPOSE], [COMPOSE, OVERRIDE]])
 def test_compose_accepts_its_files(files: list[Path]):
-    """Where a compose command is there; and then it reads the services as the other tests do."""
+    """If Docker Compose is installed: it accepts the files and reads the services as the other tests do."""
     compose = ["docker", "compose"]
     if not shutil.which("docker") or subprocess.run([*compose, "version"], capture_output=True).returncode:
-        pytest.skip("no docker compose here")
+        pytest.skip("docker compose is not installed")
     options = [option for file in files for option in ("-f", str(file))]
     command = [*compose, "--env-file", "/dev/null", *options, "config"]
     subprocess.run([*command, "-q"], check=True)
@@ -137,19 +93,19 @@ def test_compose_accepts_its_files(files: list[Path]):
 
 
 def test_every_setting_is_explained():
-    """.env.example has each variable of compose.yaml and no other; what it sets there is the default."""
+    """The variables of .env.example are those of compose.yaml, and what it sets is the default."""
     text = (ROOT / ".env.example").read_text()
     explained = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", text, flags=re.MULTILINE))
     assert explained.keys() - {"COMPOSE_FILE"} == {name for name, _, _ in VARIABLE.findall(COMPOSE.read_text())}
     for part in explained["COMPOSE_FILE"].split(":"):
         assert (ROOT / part).is_file()
     active = dict(re.findall(r"^([A-Z_]+)=(.*)$", text, flags=re.MULTILINE))
-    unset = {name: value for name, value in active.items() if name != "HANG_MINUTES"}  # road.py has that default
+    unset = {name: value for name, value in active.items() if name != "HANG_MINUTES"}  # run_all.py has that default
     assert services(unset) == services({})
-    assert Settings.of({}).hang_minutes == Settings.of(active).hang_minutes
+    assert RunAllSettings.of({}).hang_minutes == RunAllSettings.of(active).hang_minutes
 
 
-def test_the_container_s_environment_is_what_the_road_reads():
+def test_the_container_sets_the_variables_that_run_all_reads():
     asked = set()
 
     class Asked(dict[str, str]):
@@ -157,13 +113,13 @@ def test_the_container_s_environment_is_what_the_road_reads():
             asked.add(name)
             return default
 
-    Settings.of(Asked())
+    RunAllSettings.of(Asked())
     for name, service in services({}).items():
         assert name == "folders" or service["environment"].keys() == asked
 
 
 def test_every_service_has_its_mounts_and_its_stage():
-    """Writing services run as the user, on a root file system that is read-only; without a GPU none is asked for."""
+    """Services that write run as the user, on a read-only root file system. The CPU override asks for no GPU."""
     found = services({})
     assert found.keys() == {"train", "shards", "pca", "bench", "folders"}
     for name, service in found.items():
@@ -176,7 +132,7 @@ def test_every_service_has_its_mounts_and_its_stage():
             continue
         assert set(folders) == MOUNTS
         assert {service["environment"]["DATA"], service["environment"]["RUNS"]} < MOUNTS
-        assert (ROOT / folders["/imagenet"]).is_dir(), "must be there where IMAGENET is unset"
+        assert (ROOT / folders["/imagenet"]).is_dir(), "must exist if IMAGENET is unset"
         assert [name] == service["command"] and name in STAGES
         assert service["user"] == "1000:1000" and service["init"]
     ignored = (ROOT / ".gitignore").read_text().split()
@@ -192,7 +148,7 @@ def test_imagenet_is_mounted_where_the_container_looks():
     assert services({})["train"]["environment"]["IMAGENET"] == ""
 
 
-def test_the_image_copies_what_is_there_and_let_in():
+def test_the_image_copies_what_exists_and_dockerignore_allows():
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().split("\n") if line.startswith("!")}
     assert set(copied()) == allowed
     for path in copied():
@@ -202,7 +158,7 @@ def test_the_image_copies_what_is_there_and_let_in():
 
 
 def test_the_image_installs_what_the_project_depends_on():
-    """The command of the Dockerfile prints the dependencies and those of the extras that it names."""
+    """The command in the Dockerfile prints the dependencies, and those of the extras that it names."""
     (extras,) = re.findall(r"python requirements.py ([\w ]+) >", DOCKERFILE.read_text())
     command = [sys.executable, "docker/requirements.py", *extras.split()]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -211,11 +167,11 @@ def test_the_image_installs_what_the_project_depends_on():
     assert sorted(printed) == sorted(project["dependencies"] + optional)
 
 
-# ---- its commands, here -------------------------------------------------------------------------------------------
+# ---- its commands, without Docker -----------------------------------------------------------------------------------
 
 
 class Container:
-    """What the image holds, in a folder of this machine, and its services as processes of this machine."""
+    """The content of the image in a local folder, and its services as local processes."""
 
     def __init__(self, root: Path, settings: dict[str, str]) -> None:
         self.root, self.settings = root, settings
@@ -226,7 +182,7 @@ class Container:
                 shutil.copytree(ROOT / path, root / "app" / path, ignore=shutil.ignore_patterns("__pycache__"))
 
     def here(self, value: str, imagenet: Path | None) -> str:
-        """A value with the container's paths as this machine has them."""
+        """A value with the paths of the container replaced by local ones."""
         if value.startswith("/imagenet"):
             return value.replace("/imagenet", str(imagenet), 1)
         return re.sub(r"^/(?=(?:data|runs|tmp|app)\b)", f"{self.root}/", value)
@@ -234,7 +190,7 @@ class Container:
     def start(
         self, service: str, imagenet: Path | None = None, command: list[str] | None = None
     ) -> subprocess.Popen[str]:
-        """Starts a service as its files say: entry point, command and environment."""
+        """Starts a service with its entry point, command and environment, or with another `command`."""
         found = services({**self.settings, "IMAGENET": str(imagenet or "")})[service]
         (entry,) = instructions("ENTRYPOINT")
         python, *rest = command or [*json.loads(entry), *found["command"]]
@@ -253,7 +209,7 @@ class Container:
         )
 
     def health(self) -> int:
-        """The exit code of the healthcheck."""
+        """The exit code of the health check."""
         _, *command = services(self.settings)["train"]["healthcheck"]["test"]
         process = self.start("train", command=command)
         process.communicate()
@@ -265,11 +221,12 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
     return Container(tmp_path_factory.mktemp("container"), SMALL)
 
 
-def test_up_train_goes_the_whole_road_and_then_skips_what_is_there(container: Container):
-    """From nothing to the stall report, in the mounted folders only; health: not begun, alive, hanging."""
+@pytest.mark.slow
+def test_up_train_runs_all_stages_and_then_skips_what_is_complete(container: Container):
+    """From nothing to the stall report, in the mounted folders only. Health: not started, healthy, hanging."""
     assert container.health() == 1
     out = ended(container.start("train"))
-    assert "ranks: NO GPU IS VISIBLE HERE" in out and "verdict" in out
+    assert "ranks: no GPU is visible" in out and "verdict" in out
     root = container.root
     assert (root / "runs/sample/stall.json").is_file() and (root / "data/sample-256/train/eigenbasis.json").is_file()
     assert {path.name for path in root.iterdir()} == {"data", "runs", "tmp", "app"}
@@ -281,97 +238,26 @@ def test_up_train_goes_the_whole_road_and_then_skips_what_is_there(container: Co
     assert container.health() == 1
     times = {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*") if path.is_file()}
     out = ended(container.start("train"))
-    assert "nothing to do" in out and "; whole" in out and "this run is complete" in out
+    assert "nothing to do" in out and re.search("; (whole|complete)", out) and "this run is complete" in out
     assert times == {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*") if path.is_file()}
 
 
-def test_real_files_are_sharded_where_they_are(container: Container, sample: Path):
-    """`pca` goes as far as the eigenbasis and renews one of another set; the sources stay as they were."""
+@pytest.mark.slow
+def test_real_files_are_read_in_place(container: Container, sample: Path):
+    """`pca` makes shards and eigenbasis, and replaces the eigenbasis of another set. The sources stay unchanged."""
     before = {path: path.stat().st_mtime_ns for path in sample.iterdir()}
-    assert "eigenbasis.json: 47 pictures" in ended(container.start("pca", sample))
+    assert "eigenbasis.json: 47 " in ended(container.start("pca", sample))
     assert {path: path.stat().st_mtime_ns for path in sample.iterdir()} == before
     basis = container.root / "data/imagenet-256/train/eigenbasis.json"
     text = basis.read_text()
     manifest = json.loads(text)["manifest_sha256"]
     basis.write_text(text.replace(manifest, "0" * 64))
-    assert not road.has_eigenbasis(basis.parent)
+    assert not has_eigenbasis(basis.parent)
     ended(container.start("pca", sample))
     assert basis.read_text() == text
 
 
+@pytest.mark.slow
 def test_a_wrong_folder_gets_one_line_and_code_2(container: Container, tmp_path: Path):
     out = ended(container.start("train", tmp_path), code=2)
     assert re.fullmatch(rf"make_shards.py: {tmp_path}: no ImageNet layout here .*\n", out)
-
-
-def test_a_folder_of_somebody_else_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write anywhere
-    with pytest.raises(ValueError, match=r"may not write there; change that, or \(Docker\) USER_ID and GROUP_ID in"):
-        road.writable(tmp_path / "new")
-
-
-def test_bench_measures_what_train_would_be_fed_by(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Its tools, and their arguments, are there."""
-    called: list[list[str]] = []
-
-    class Steps:
-        def tool(self, *args: object) -> int:
-            called.append([str(arg) for arg in args])
-            return 0
-
-    monkeypatch.setattr(road, "gpus_here", lambda: 1)
-    assert road.take("bench", Settings.of({"DATA": str(tmp_path)}), Steps()) == 0  # type: ignore[arg-type]
-    assert [name for name, *_ in called] == ["bench_loader", "bench_baselines"]
-    for name, shards, *options in called:
-        assert shards == str(tmp_path / "sample-256/train")
-        text = (ROOT / "tools" / f"{name}.py").read_text()
-        assert all(option in text for option in options)
-
-
-# ---- stopping -----------------------------------------------------------------------------------------------------
-
-STEPS = "import os, signal, sys; from road import Steps; steps = Steps()"
-
-
-def start_steps(code: str, *args: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", f"{STEPS}; {code}", *map(str, args)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_saves_and_ends_with_0(ranks: int, shard_root: Path, tmp_path: Path):
-    """Sent to the one process that the container starts; torchrun's ranks get it too."""
-    args = [
-        "train",
-        shard_root / "train",
-        "--runs",
-        tmp_path,
-        "--run-name",
-        "a",
-        "--steps",
-        100,
-        "--device",
-        "cpu",
-        *TINY,
-    ]
-    process = start_steps(f"sys.exit(steps.tool(*sys.argv[1:], ranks={ranks}))", *args)
-    wait_for_step(tmp_path / "a", 2, process)
-    process.send_signal(signal.SIGTERM)
-    out = ended(process)
-    last = losses(tmp_path / "a")[-1][0]
-    assert f"stopped after update {last}" in out and last < 100
-    assert checkpoint.optimizer_steps(tmp_path / "a/checkpoints") == last
-
-
-def test_sigterm_between_two_tools_starts_no_further_one(tmp_path: Path):
-    code = "os.kill(os.getpid(), signal.SIGTERM); sys.exit(steps.tool('make_sample', sys.argv[1]))"
-    ended(start_steps(code, tmp_path / "sample"), code=STOPPED)
-    assert not (tmp_path / "sample").exists()
-
-
-def test_a_tool_that_a_signal_ends_gives_the_shell_s_code(tmp_path: Path):
-    """A kill -9 (no memory left, say) is a failure of the whole."""
-    kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    code = f"popen = road.subprocess.Popen; road.subprocess.Popen = lambda _: popen({kill})"
-    ended(start_steps(f"import road; {code}; sys.exit(steps.tool('make_sample'))"), code=137)

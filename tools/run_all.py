@@ -1,60 +1,63 @@
-"""The whole road in one command: sample, shards, eigenbasis, training on as many ranks as the GPUs are good for.
+"""Runs all stages in one command: sample, shards, eigenbasis, training on all GPUs that can be used, stall report.
 
-    python tools/run_all.py train                        # a drawn sample of ImageNet
+    python tools/run_all.py train                        # a synthetic sample of ImageNet
     IMAGENET=/folder python tools/run_all.py train       # the real files, in any layout that make_shards reads
     python tools/run_all.py sample | shards | pca | train | bench | baselines | gpu-check
-    python tools/run_all.py health                       # whether the run still writes; for a container's healthcheck
+    python tools/run_all.py health                       # whether the run still writes; for a container's health check
 
-What is there and whole is skipped. Settings are environment variables, the same for make and for .env: IMAGENET; DATA
-and RUNS, the folders that are written (data, runs); RUN, the run's name (sample or imagenet); WORKERS (one per core);
-SAMPLE_OPTIONS, SHARD_OPTIONS and TRAIN_OPTIONS for make_sample, make_shards and train; HANG_MINUTES (15). Empty is as
-good as unset.
+A stage runs the stages before it first. Results that are complete are kept and their stages are skipped.
 
-SIGTERM goes on to the tool at work: training saves a checkpoint and exits with 0, anything before it stops with 143.
-The same command goes on from there. Other exit codes are those of the tool that failed; health has 1 for "it hangs".
+Settings are environment variables, the same for make and for .env; an empty one counts as unset:
+    IMAGENET          folder of the real files; unset: a synthetic sample
+    DATA, RUNS        folders to write shard sets and runs to; default: data and runs
+    RUN               name of the run; default: sample, or imagenet with IMAGENET
+    WORKERS           processes that draw, shard and measure; default: one per core
+    SAMPLE_OPTIONS, SHARD_OPTIONS, TRAIN_OPTIONS      further options of make_sample, make_shards and train
+    HANG_MINUTES      health fails if the run has not written for this long; default: 15
+
+SIGTERM is passed on to the running tool: training saves a checkpoint and exits with 0, earlier stages stop with 143.
+The same command continues from there.
+
+Exit codes: those of the tool that failed; 2 wrong input; health: 1 if the run does not write.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from tools.shared.cli import cores, parser_of, run
+from tools.shared.rank_choice import ranks_for, visible_gpus
+from tools.shared.tool_runner import ToolRunner
 
-from tools.shared.cli import cores, run
+PREPARATION = ("sample", "shards", "pca")  # each stage after those before it
+ENDS = ("train", "bench", "baselines", "gpu-check")  # each of them directly after the preparation
+STAGES = (*PREPARATION, *ENDS, "health")
 
-TOOLS = Path(__file__).parent
-STAGES = ("sample", "shards", "pca", "train", "bench", "baselines", "gpu-check", "health")
-ENDS = ("train", "bench", "baselines", "gpu-check")  # each of them after all that come before these
-STOPPED = 128 + signal.SIGTERM
-
-# The sample is 1,800 drawn pictures of 12 classes, and the machine may have 2 cores: a net of an eighth of the width,
-# and smaller batches, show in two minutes that it learns. Rates are the recipe's, of its first 20 epochs (LOG.md).
+# The sample has 1,800 synthetic images of 12 classes, and the machine may have only 2 cores. An eighth of the width and
+# half of the batch show within two minutes that the network learns. 560 steps are 20 epochs of the recipe.
 SAMPLE_SHARDS = "--shard-samples 256"
 SAMPLE_TRAINING = "--width 0.125 --batch 64 --steps 560 --log-every 14"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Where everything lies, and what the tools are told besides.
+class RunAllSettings:
+    """The folders of all stages, and further options of the tools.
 
     Attributes:
-        imagenet: folder of the real files; None for the drawn sample.
-        data: folder for the sample and the shard sets.
+        imagenet: folder of the real files; None for the synthetic sample.
+        data: folder of the sample and of the shard sets.
         runs: folder of the runs.
         run: name of the run.
         workers: processes that draw, shard and measure.
-        sample_options, shard_options, train_options: further arguments of those tools.
-        hang_minutes: how long a run may write nothing and still pass for alive.
+        sample_options: further options of make_sample.
+        shard_options: further options of make_shards.
+        train_options: further options of train.
+        hang_minutes: minutes without a new line of metrics after which a run counts as hanging.
     """
 
     imagenet: Path | None
@@ -68,187 +71,108 @@ class Settings:
     hang_minutes: float
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Settings:
-        """The settings in the environment; ValueError where a number is none."""
+    def of(cls, environment: Mapping[str, str]) -> RunAllSettings:
+        """Reads the settings from environment variables. Raises ValueError if a number is not one."""
         imagenet = environment.get("IMAGENET")
 
         def setting(name: str, default: str = "") -> str:
             return environment.get(name) or default
 
-        try:
-            workers, hang_minutes = int(setting("WORKERS", str(cores()))), float(setting("HANG_MINUTES", "15"))
-        except ValueError as error:
-            raise ValueError(f"WORKERS or HANG_MINUTES: {error}; expected a number") from error
         return cls(
-            Path(imagenet) if imagenet else None,
-            Path(setting("DATA", "data")),
-            Path(setting("RUNS", "runs")),
-            setting("RUN", "imagenet" if imagenet else "sample"),
-            workers,
-            shlex.split(setting("SAMPLE_OPTIONS")),
-            shlex.split(setting("SHARD_OPTIONS", "" if imagenet else SAMPLE_SHARDS)),
-            shlex.split(setting("TRAIN_OPTIONS", "" if imagenet else SAMPLE_TRAINING)),
-            hang_minutes,
+            imagenet=Path(imagenet) if imagenet else None,
+            data=Path(setting("DATA", "data")),
+            runs=Path(setting("RUNS", "runs")),
+            run=setting("RUN", "imagenet" if imagenet else "sample"),
+            workers=int(_number("WORKERS", setting("WORKERS", str(cores())), "a whole number of at least 1", int)),
+            sample_options=shlex.split(setting("SAMPLE_OPTIONS")),
+            shard_options=shlex.split(setting("SHARD_OPTIONS", "" if imagenet else SAMPLE_SHARDS)),
+            train_options=shlex.split(setting("TRAIN_OPTIONS", "" if imagenet else SAMPLE_TRAINING)),
+            hang_minutes=_number("HANG_MINUTES", setting("HANG_MINUTES", "15"), "a number above 0", float),
         )
 
     @property
     def source(self) -> Path:
-        """What is sharded."""
+        """The files that are sharded."""
         return self.imagenet or self.data / "sample"
 
     @property
     def shards(self) -> Path:
-        """The shard sets `train` and `val`."""
+        """The folder of the shard sets `train` and `val`."""
         return self.data / ("imagenet-256" if self.imagenet else "sample-256")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How many ranks train, and the line that says why."""
-
-    ranks: int
-    why: str
-
-
-def choose_ranks(gpus: int, batch: int, device: str | None = None, layout: str = "towers") -> Choice:
-    """The ranks for a machine with `gpus` GPUs, where `device` and `layout` are what train.py was told.
-
-    No GPU: one rank on the CPU. One: both towers on it. More: a rank on each, of which every two are a pair with a
-    tower each; as many as make pairs and share a batch of `batch` evenly.
-    """
-    if device == "cpu":
-        return Choice(1, "the CPU, as --device says: both towers on it")
-    if not gpus:
-        return Choice(1, "NO GPU IS VISIBLE HERE: BOTH TOWERS TRAIN ON THE CPU, good for trying things out only")
-    group = 2 if layout == "towers" else 1
-    ranks = next((ranks for ranks in range(gpus - gpus % group, 1, -group) if batch % ranks == 0), 1)
-    found = f"{gpus} GPU{'s' if gpus > 1 else ''}"
-    match ranks, layout:
-        case 1, _:
-            what = "both towers on one"
-        case 2, "towers":
-            what = "the tower pair, a tower on each"
-        case _, "towers":
-            what = f"a mesh of {ranks // 2} tower pairs on {ranks} of them"
-        case _:
-            what = f"both towers on each of {ranks}"
-    if ranks < gpus:
-        unit = "pairs" if layout == "towers" else "ranks"
-        what += f"; {gpus - ranks} STAY IDLE: more {unit} cannot share a batch of {batch} evenly"
-    return Choice(ranks, f"{found}: {what}")
-
-
-class Steps:
-    """Runs one tool after another. SIGTERM goes on to the one at work; Ctrl-C reaches it by itself."""
-
-    def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
-        self._ranks = 1
-        self._stopping = False
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, lambda signum, frame: None)  # a handler, not SIG_IGN: tools would inherit that
-
-    def tool(self, name: str, *args: object, ranks: int = 1) -> int:
-        """Runs tools/NAME.py, on several ranks by torchrun; returns its exit code, 143 where it was stopped."""
-        if self._stopping:
-            return STOPPED
-        how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--"] if ranks > 1 else []
-        self._ranks = ranks
-        self._child = subprocess.Popen([sys.executable, *how, str(TOOLS / f"{name}.py"), *map(str, args)])
-        if self._stopping:  # it came while the process started
-            self._pass_on()
-        code = self._child.wait()
-        return 128 - code if code < 0 else code
-
-    def _stop(self, signum: int, frame: object) -> None:
-        self._stopping = True
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        """To the ranks where there are any: torchrun itself would give them 30 s and then fail."""
-        if self._child is None or self._child.poll() is not None:
-            return
-        tool = psutil.Process(self._child.pid)
-        for process in (tool.children() if self._ranks > 1 else []) or [tool]:
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
+def _number(name: str, text: str, expected: str, kind: type[int] | type[float]) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={text}: expected {expected}")
+    return value
 
 
 def main() -> int:
-    """Goes as far as the stage that is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
+    """Runs the stages up to the one that is named and returns the exit code."""
+    parser = parser_of(__doc__)
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help=f"one of {', '.join(STAGES)}")
     stage = parser.parse_args().stage
-    road = Settings.of(os.environ)
+    settings = RunAllSettings.of(os.environ)
     if stage == "health":
-        return health(road.runs / road.run / "metrics.jsonl", road.hang_minutes)
-    for folder in [road.data, *([road.runs] if stage == "train" else [])]:
-        writable(folder)
-    steps = Steps()
-    for part in STAGES[: STAGES.index(stage) + 1]:
-        if part == stage or part not in ENDS:
-            code = take(part, road, steps)
-            if code:
-                return code
+        return health(settings.runs / settings.run / "metrics.jsonl", settings.hang_minutes)
+    for folder in [settings.data, *([settings.runs] if stage == "train" else [])]:
+        make_writable(folder)
+    runner = ToolRunner()
+    before = PREPARATION if stage in ENDS else PREPARATION[: PREPARATION.index(stage)]
+    for part in (*before, stage):
+        if code := run_stage(part, settings, runner):
+            return code
     return 0
 
 
-def take(part: str, road: Settings, steps: Steps) -> int:
-    """One part of the road; returns the exit code of its tool, 0 where there is nothing to do."""
-    train, workers = road.shards / "train", ["--workers", road.workers]
-    match part:
+def run_stage(stage: str, settings: RunAllSettings, runner: ToolRunner) -> int:
+    """Runs one stage and returns the exit code of its tool, or 0 if there is nothing to do."""
+    train, workers = settings.shards / "train", ["--workers", settings.workers]
+    match stage:
         case "sample":
-            return 0 if road.imagenet else steps.tool("make_sample", road.source, *workers, *road.sample_options)
+            if settings.imagenet:
+                return 0
+            return runner.run("make_sample", settings.source, *workers, *settings.sample_options)
         case "shards":
-            return steps.tool("make_shards", road.source, road.shards, *workers, *road.shard_options)
+            return runner.run("make_shards", settings.source, settings.shards, *workers, *settings.shard_options)
         case "pca":
-            return 0 if has_eigenbasis(train) else steps.tool("compute_pca", train, *workers)
+            return 0 if has_eigenbasis(train) else runner.run("compute_pca", train, *workers)
+        case "train":
+            return _train(settings, runner)
         case "bench":
-            device = ["--device", "cuda"] if gpus_here() else []
-            return steps.tool("bench_loader", train, *device) or steps.tool("bench_baselines", train)
+            device = ["--device", "cuda"] if visible_gpus() else []
+            return runner.run("bench_loader", train, *device) or runner.run("bench_baselines", train)
         case "baselines":
-            return steps.tool("bench_baselines", train)
+            return runner.run("bench_baselines", train)
         case "gpu-check":
-            return gpu_check(road, steps)
-    choice = ranks_for(road.train_options)
+            return _gpu_check(settings, runner)
+    raise AssertionError(stage)
+
+
+def _train(settings: RunAllSettings, runner: ToolRunner) -> int:
+    choice = ranks_for(settings.train_options)
     print(f"ranks: {choice.why}", flush=True)
-    where = ["--val", road.shards / "val", "--runs", road.runs, "--run-name", road.run, "--resume"]
-    return steps.tool("train", train, *where, *road.train_options, ranks=choice.ranks)
+    run_folder = ["--runs", settings.runs, "--run-name", settings.run, "--resume"]
+    sets = [settings.shards / "train", "--val", settings.shards / "val"]
+    return runner.run("train", *sets, *run_folder, *settings.train_options, ranks=choice.ranks)
 
 
-def gpu_check(road: Settings, steps: Steps) -> int:
-    """Shards the same pictures square, too, and has everything checked that wants a GPU."""
-    square, workers = road.shards.with_name(f"{road.shards.name}-square"), ["--workers", road.workers]
-    how = ["--stored", "square", "--split", "train", *workers, *road.shard_options]
-    code = steps.tool("make_shards", road.source, square, *how)
+def _gpu_check(settings: RunAllSettings, runner: ToolRunner) -> int:
+    """Makes a second shard set of the same images in stored shape "square", then runs gpu_check on both."""
+    square, workers = settings.shards.with_name(f"{settings.shards.name}-square"), ["--workers", settings.workers]
+    options = ["--stored", "square", "--split", "train", *workers, *settings.shard_options]
+    code = runner.run("make_shards", settings.source, square, *options)
     if not code and not has_eigenbasis(square / "train"):
-        code = steps.tool("compute_pca", square / "train", *workers)
-    return code or steps.tool("gpu_check", road.shards / "train", "--square", square / "train")
-
-
-def ranks_for(train_options: list[str]) -> Choice:
-    """The choice for this machine's GPUs."""
-    from model.recipe import SOURCE2012, recipe
-
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    parser.add_argument("--recipe", default=SOURCE2012.name)
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--device")
-    parser.add_argument("--layout", default="towers")
-    told, _ = parser.parse_known_args(train_options)
-    batch = recipe(told.recipe).batch if told.batch is None else told.batch
-    return choose_ranks(gpus_here(), batch, told.device, told.layout)
-
-
-def gpus_here() -> int:
-    """The GPUs that torch sees."""
-    import torch  # takes seconds, which the healthcheck need not pay
-
-    return torch.cuda.device_count()
+        code = runner.run("compute_pca", square / "train", *workers)
+    return code or runner.run("gpu_check", settings.shards / "train", "--square", square / "train")
 
 
 def has_eigenbasis(shards: Path) -> bool:
-    """Whether the shard set has its eigenbasis, and not one of another set. ValueError where it is no shard set."""
+    """Returns whether a shard set has its own eigenbasis. Raises ValueError if the folder is not a shard set."""
     from pipeline import rgb_pca
     from pipeline.shards.reader import open_shards
 
@@ -260,21 +184,21 @@ def has_eigenbasis(shards: Path) -> bool:
     return True
 
 
-def writable(folder: Path) -> None:
-    """Makes the folder; ValueError where this user may not write there."""
+def make_writable(folder: Path) -> None:
+    """Makes the folder. Raises ValueError if this user may not write to it."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
-        found = f"belongs to user {folder.stat().st_uid}, user {os.getuid()} may not write there"
-        raise ValueError(f"{folder}: {found}; change that, or (Docker) USER_ID and GROUP_ID in .env")
+        found = f"it belongs to user {folder.stat().st_uid}, and user {os.getuid()} may not write there"
+        raise ValueError(f"{folder}: {found}; change its owner, or set USER_ID and GROUP_ID in .env for a container")
 
 
 def health(metrics: Path, hang_minutes: float) -> int:
-    """0 where the run has written within `hang_minutes`, else 1."""
+    """Returns 0 if the run has written a line of metrics within `hang_minutes`, otherwise 1; prints what it found."""
     if not metrics.is_file():
-        print(f"{metrics}: not there yet, training has not begun")
+        print(f"{metrics}: does not exist yet; training has not started")
         return 1
     quiet_minutes = (time.time() - metrics.stat().st_mtime) / 60
-    print(f"{metrics}: written {quiet_minutes:.1f} minutes ago, {hang_minutes:g} are allowed")
+    print(f"{metrics}: written {quiet_minutes:.1f} minutes ago; the limit is {hang_minutes:g}")
     return int(quiet_minutes > hang_minutes)
 
 

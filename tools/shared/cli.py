@@ -1,13 +1,16 @@
-"""What every tool shares: exit codes, one-line errors, progress, `--workers` and `--engine`, `--json`.
+"""Rules that every tool follows: exit codes, one-line errors, checks of options, progress, `--workers`, `--json`.
 
-Exit codes: 0 fine; 1 the answer is no; 2 wrong use or wrong input, after one line on stderr that says what was
-found, what was expected and what to do next. `TRACEBACK=1` in the environment shows where that line came from.
+Exit codes: 0 success; 1 a check failed; 2 wrong usage or wrong input, after one line on stderr that says what was
+found, what was expected and what to do next. Set `TRACEBACK=1` to see where such an error was raised.
+
+This module imports only the standard library and tqdm, so that `--help` of every tool answers quickly.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -15,26 +18,42 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
-from pipeline.workers import Workers, workers_of
+if TYPE_CHECKING:
+    from pipeline.workers import Workers
 
-PLAIN_LINE_EVERY_S = 10.0
+PLAIN_LINE_INTERVAL_S = 10.0
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Returns an empty parser whose `--help` prints `description`, a tool's docstring, as it is written.
+
+    Abbreviated options are rejected: an abbreviation could become ambiguous with the next option that is added.
+    """
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Calls `main` and exits with its code; a user's mistake (ValueError, OSError) becomes one line and code 2."""
+    """Calls `main` and exits with the code that it returns.
+
+    A ValueError or an OSError is the user's mistake: it becomes one line on stderr and exit code 2. Ctrl-C becomes one
+    line and exit code 130.
+    """
+    tool = Path(sys.argv[0]).name
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):
             raise
-        print(f"{Path(sys.argv[0]).name}: {_one_line(error)}", file=sys.stderr)
+        print(f"{tool}: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted; run the same command again", file=sys.stderr)
+        print(f"{tool}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
 
 
@@ -44,12 +63,53 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-class Progress:
-    """Progress of long work on stderr, with rate and remaining time: a bar on a terminal, plain lines elsewhere.
+# ---- checks of numeric options ------------------------------------------------------------------------------------
 
-    Used as a context manager; calling it with `n` counts n more units done. `note` is shown behind the rate. Without a
-    `total` there is no remaining time, and nothing is said of work that turned out to be none. `quiet` says nothing at
-    all: of several ranks one speaks.
+
+def require_at_least(least: float, **options: float | None) -> None:
+    """Checks numeric options before any work starts.
+
+    Args:
+        least: the smallest value that is allowed.
+        options: values by option, with `_` for `-`: `save_every=0` is `--save-every 0`. None means "not given".
+
+    Raises:
+        ValueError: an option is smaller, or is not a finite number. The message has the option as the user typed it.
+    """
+    for name, value in options.items():
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{_typed(name, value)}: expected at least {least:g}")
+
+
+def require_positive(**options: float | None) -> None:
+    """Checks that numeric options are finite and above 0; arguments and errors are those of `require_at_least`."""
+    for name, value in options.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{_typed(name, value)}: expected a number above 0")
+
+
+def _typed(name: str, value: float) -> str:
+    return f"--{name.replace('_', '-')} {value:{'d' if isinstance(value, int) else 'g'}}"
+
+
+# ---- progress -----------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Shows the progress of long work on stderr, with throughput and remaining time.
+
+    On a terminal it is a bar; otherwise it prints a plain line at intervals. Use it as a context manager and call it
+    with `n` to count n more units.
+
+    Args:
+        what: the work, for example "training".
+        total: units of the whole work; None if unknown, and then no remaining time is shown.
+        unit: what is counted.
+        done: units that an earlier run has completed. They count as done, but not in the throughput.
+        quiet: shows nothing; for every rank except the first.
+
+    Attributes:
+        note: text that is shown after the throughput.
     """
 
     def __init__(self, what: str, total: int | None, unit: str = "img", done: int = 0, quiet: bool = False) -> None:
@@ -69,52 +129,67 @@ class Progress:
             self._print_line()
 
     def __call__(self, n: int) -> None:
-        """Counts `n` more units done."""
+        """Counts `n` more units."""
         self.done += n
         if self.bar is not None:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(n)
-        elif time.monotonic() - self.printed_s >= PLAIN_LINE_EVERY_S and not self.quiet:
+        elif time.monotonic() - self.printed_s >= PLAIN_LINE_INTERVAL_S and not self.quiet:
             self._print_line()
 
     def say(self, line: str) -> None:
-        """Prints a line to stdout, above the bar where there is one."""
+        """Prints a line to stdout, above the bar if there is one."""
         if not self.quiet:
             tqdm.write(line) if self.bar is not None else print(line, flush=True)
 
     def _print_line(self) -> None:
         self.printed_s = time.monotonic()
-        rate = (self.done - self.done_before) / max(self.printed_s - self.started_s, 1e-9)
+        per_s = (self.done - self.done_before) / max(self.printed_s - self.started_s, 1e-9)
         line = f"{self.what}: {self.done:,}"
         if self.total is not None:
             line += f" of {self.total:,}"
-        line += f" {self.unit}, {rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s"
-        if self.total is not None and 0 < self.done < self.total and rate:
-            line += f", {(self.total - self.done) / rate:,.0f} s left"
+        line += f" {self.unit}, {per_s:,.{0 if per_s >= 10 else 1}f} {self.unit}/s"
+        if self.total is not None and 0 < self.done < self.total and per_s:
+            line += f", {(self.total - self.done) / per_s:,.0f} s left"
         print(f"{line}, {self.note}" if self.note else line, file=sys.stderr)
 
 
+# ---- workers and results ------------------------------------------------------------------------------------------
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say who does the work: --workers or --engine."""
+    """Adds `--workers` and `--engine`, which choose who does the work. They exclude each other."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--workers", type=int, default=cores(), help="processes; default: one per core")
-    group.add_argument("--engine", metavar="URL", help="a Dask scheduler, tcp://host:8786, on the same files")
+    group.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes; default: one per core")
+    group.add_argument("--engine", metavar="URL", help="use the Dask scheduler at URL (tcp://host:8786) instead")
 
 
 def chosen_workers(args: argparse.Namespace, preload: str) -> AbstractContextManager[Workers]:
-    """The workers that `add_workers`' arguments name."""
-    if args.workers < 1:
-        raise ValueError(f"--workers {args.workers}, expected at least 1")
+    """Returns the workers that the options of `add_workers` choose.
+
+    Args:
+        args: parsed arguments.
+        preload: module that every worker process imports when it starts.
+
+    Raises:
+        ValueError: `--workers` is below 1.
+    """
+    from pipeline.workers import workers_of  # starts process pools: only a tool that works needs it
+
+    require_at_least(1, workers=args.workers)
     return workers_of(args.workers, preload, args.engine)
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def write_json(path: Path | None, record: dict[str, Any]) -> None:
-    """Writes what the screen said to `path` (nothing where `--json` was not given)."""
+    """Writes what the screen said to `path`, atomically; does nothing if `--json` was not given."""
+    from pipeline.files import published
+
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        with published(path) as file:
+            file.write((json.dumps(record, indent=2) + "\n").encode())

@@ -1,0 +1,167 @@
+"""The settings of a training run: resolves and checks everything that the arguments of tools/train.py name."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from model.parallel.ranks import Ranks, cores_here, ranks_here
+from model.recipe import Recipe, lighting_noise, recipe
+from model.runs import RunFolder
+from model.shapes import NetSpec
+from model.trainer import LoopSettings
+from pipeline import rgb_pca
+from pipeline.diagnosis.tuning import load_tuned
+from pipeline.loader.augment import Lighting
+from pipeline.loader.loader import TrainLoader
+from pipeline.loader.order import local_batch, steps_per_epoch
+from pipeline.loader.settings import Device, LoaderSettings, check_device, default_threads
+from pipeline.rgb_pca import Eigenbasis
+from pipeline.shards.reader import ShardSet, open_shards
+from tools.shared.cli import Progress
+from tools.shared.provenance import git_commit, launch, library_versions
+
+MOST_THREADS = 8  # of one rank's loader; DALI advises 4 to 8 for one GPU
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a training run needs, resolved and checked.
+
+    Attributes:
+        shards: the train shard set.
+        val: the shard set to validate on; None for no validation.
+        basis: the RGB PCA (principal component analysis) eigenbasis of `shards`.
+        recipe: the settings of 2012, with the scale of the learning rates.
+        spec: size of the network.
+        loader: settings of the data loader.
+        loop: length of the run, and how often it logs and saves.
+        folder: where the run writes.
+        stall_s: seconds of each measurement of the stall report; 0 for no report.
+        hang_s: seconds without progress after which the job ends.
+        ranks: this rank among the ranks of the job.
+    """
+
+    shards: ShardSet
+    val: ShardSet | None
+    basis: Eigenbasis
+    recipe: Recipe
+    spec: NetSpec
+    loader: LoaderSettings
+    loop: LoopSettings
+    folder: RunFolder
+    stall_s: float
+    hang_s: float
+    ranks: Ranks
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return self.ranks.device
+
+    def local_loader(self, epoch: int = 0, step: int = 0) -> TrainLoader:
+        """Returns a loader of the rows that this rank decodes, from `step` of `epoch` on."""
+        place = self.ranks.place
+        return TrainLoader(self.shards, self.basis, self.loader, epoch, step, place.rank, place.world)
+
+    def config(self) -> dict[str, Any]:
+        """Returns the content of config.json: the settings that decide the losses, and where the run was started.
+
+        A run can be resumed only with the same `must_match`.
+        """
+        return {
+            "must_match": {
+                "recipe": asdict(self.recipe),
+                "spec": asdict(self.spec),
+                "batch": self.loader.batch,
+                "order": [self.loader.order, self.loader.window_shards],
+                "seed": self.loop.seed,
+                "epochs": self.loop.epochs,
+                "precision": self.loop.precision,
+                "train_manifest_sha256": self.shards.manifest_sha256,
+                "eigenvalues": self.basis.eigenvalues.tolist(),
+            },
+            "loader": asdict(self.loader),
+            "train": str(self.shards.folder),
+            "val": str(self.val.folder) if self.val else None,
+            "python": platform.python_version(),
+            "ranks": asdict(self.ranks.place),
+            "launch": launch(),
+            "versions": library_versions(),
+            "git_commit": git_commit(),
+        }
+
+
+def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
+    """Opens and checks everything that the arguments of tools/train.py name.
+
+    Raises:
+        ValueError: the device is absent, a shard set is damaged, or arguments contradict each other.
+    """
+    check_device(device)
+    rules = replace(recipe(args.recipe), learning_rate_scale=args.lr_scale)
+    if rules.plateau is not None and args.val is None:
+        raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
+    shards, val = _open_both(args, ranks)
+    epochs = rules.epochs if args.epochs is None else args.epochs
+    loader = _loader_settings(args, device, rules, epochs)
+    local_batch(loader.batch, ranks.place.world)  # raises ValueError if the ranks cannot share the batch evenly
+    steps = steps_per_epoch(len(shards), loader.batch)
+    return Job(
+        shards=shards,
+        val=val,
+        basis=rgb_pca.load(args.shards / "eigenbasis.json", shards),
+        recipe=rules,
+        spec=NetSpec(len(shards.manifest.classes), args.width),
+        loader=loader,
+        loop=LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps, args.save_every),
+        folder=RunFolder(args.runs / args.run_name),
+        stall_s=args.stall_seconds,
+        hang_s=args.hang_seconds,
+        ranks=ranks,
+    )
+
+
+def _open_both(args: argparse.Namespace, ranks: Ranks) -> tuple[ShardSet, ShardSet | None]:
+    with Progress("hashing tars", None, "B", quiet=not ranks.first) as progress:
+        shards = open_shards(args.shards, progress)
+        val = open_shards(args.val, progress) if args.val else None
+    if val is not None and val.manifest.classes != shards.manifest.classes:
+        found = f"its classes differ from those of {shards.folder}"
+        raise ValueError(f"{val.folder}: {found}; make both shard sets from one source")
+    return shards, val
+
+
+def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, epochs: int) -> LoaderSettings:
+    """Settings of speed come from `--threads` if given, otherwise from `--tuned` if given, otherwise from defaults."""
+    speed = {"threads": default_loader_threads()}
+    if args.tuned:
+        speed |= load_tuned(args.tuned)
+    if args.threads is not None:
+        speed |= {"threads": args.threads}
+    return LoaderSettings(
+        batch=rules.batch if args.batch is None else args.batch,
+        seed=args.seed,
+        device=device,
+        lighting=Lighting(rules.lighting, rules.lighting_noise),
+        lighting_until=first_epoch_without_noise(rules, epochs),
+        mean=rules.mean,
+        positions=rules.crop_positions,
+        order=args.order,
+        on_bad_sample=args.on_bad_sample,
+        **speed,
+    )
+
+
+def default_loader_threads() -> int:
+    """Returns the loader's default number of threads for this rank's share of the machine's cores."""
+    return default_threads() if ranks_here() == 1 else min(MOST_THREADS, cores_here() + 1)
+
+
+def first_epoch_without_noise(rules: Recipe, epochs: int) -> int:
+    """Returns the first of `epochs` epochs without PCA lighting noise, or `epochs` if all have noise."""
+    return next((epoch for epoch in range(epochs) if lighting_noise(rules, epoch, epochs) == 0), epochs)
