@@ -1,1 +1,1 @@
-"""The 2012 network, its recipes and its trainer. Never imports `pipeline`."""
+"""The network of 2012, its two recipes, its trainer and its checkpoints; imports nothing from `pipeline`."""

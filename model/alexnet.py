@@ -1,11 +1,13 @@
-"""The network of 2012: layer table, response normalisation, two towers. Maths and shapes; runs where its tensors are.
+"""The network of 2012: layers, two towers, forward pass. It runs on the device of its tensors.
 
-Takes images (N, 3, 224, 224), float, pixel units 0..255 with the mean subtracted; gives logits (N, classes).
-The structure is that of layers-145.cfg (P 3.5); what paper and source disagree about comes from the recipe.
+Takes images (N, 3, 224, 224), float, pixel values 0-255 with the mean subtracted; gives logits (N, classes).
+The structure is that of layers-145.cfg of the released source (paper section 3.5). What paper and source disagree about
+comes from the recipe.
 
-Shapes: N images, this rank's rows of a batch · T towers that this rank holds, 1 or 2 · M maps, or units, of one tower ·
-H, W rows and columns of a map. Activations are (N, T*M, H, W) or (N, T*M), towers one after the other. Parameters are
-stacked in the same way along dimension 0: `tower_slice` cuts one tower's out.
+Letters in shapes: N images (this rank's rows of a batch); T towers that this rank holds, 1 or 2; C feature maps of one
+tower, or units of a fully connected layer; H and W rows and columns of a feature map. Activations are (N, T*C, H, W) or
+(N, T*C), one tower after the other. Parameters are stacked in the same way along dimension 0;
+`model.shapes.tower_slice` cuts out one tower.
 """
 
 from __future__ import annotations
@@ -20,112 +22,121 @@ from torch import Tensor, nn
 
 from model.dropout import DropoutDraws, seeded_generator
 from model.recipe import LAYERS, SOURCE2012, Recipe
-from model.response_norm import norm_across_maps, norm_within_map
-from model.shapes import IMAGE_MAPS, IMAGE_SIDE, POOL_SIZE, POOL_STRIDE, TOWERS, LayerShape, NetSpec, layer_table
+from model.response_norm import lrn_across_maps, lrn_within_map
+from model.shapes import IMAGE_CHANNELS, IMAGE_SIDE, POOL_SIZE, POOL_STRIDE, TOWERS, LayerShape, NetSpec, layer_table
 
 
 @dataclass(frozen=True)
 class PendingActivations:
-    """Maps of both towers, of which those of the tower on the other rank are still on their way.
+    """Activations of both towers, of which the other rank's are still pending.
 
     Attributes:
-        own: this rank's maps, (N, M, ...).
-        tower: whose they are.
-        other: waits for the other tower's maps, (N, M, ...), and gives them.
+        own: activations of this rank's tower, (N, C, ...).
+        tower: the tower of this rank.
+        wait_other: waits for the other tower's activations, (N, C, ...), and returns them.
     """
 
     own: Tensor
     tower: int
-    other: Callable[[], Tensor]
+    wait_other: Callable[[], Tensor]
 
 
 Exchange = Callable[[Tensor, str], Tensor | PendingActivations]
 
 
 class Layer(nn.Module):
-    """One layer with all that follows it up to the next, for the towers of this rank.
+    """One layer and the operations that follow it, for the towers of this rank.
 
-    `weight` is (T*M, in_maps, kernel, kernel), or (T*M, inputs) where fully connected; `bias` is (T*M,). Both are drawn
-    tower by tower, so one tower's are the same whether or not the rank holds the other.
+    `weight` is (T*C, in_channels, kernel, kernel), or (T*C, inputs) if fully connected; `bias` is (T*C,). Each tower's
+    starting weights are drawn on their own, so they do not depend on whether the rank holds the other tower.
     """
 
     def __init__(self, shape: LayerShape, recipe: Recipe, towers: tuple[int, ...], seed: int, weight_sd: float) -> None:
         super().__init__()
         self.shape, self.recipe, self.towers = shape, recipe, towers
         self.settings = recipe.layer(shape.name)
-        fan_in = (shape.in_maps, shape.kernel, shape.kernel)
-        size = (shape.maps, *fan_in) if shape.name.startswith("conv") else (shape.maps, math.prod(fan_in))
-        cpu = torch.device("cpu")  # drawn there, so that the start does not depend on the device
-        draws = [seeded_generator(cpu, seed, LAYERS.index(shape.name), tower) for tower in towers]
-        weights = [torch.empty(size, device=cpu).normal_(0, weight_sd, generator=draw) for draw in draws]
+        fan_in = (shape.in_channels, shape.kernel, shape.kernel)
+        is_conv = shape.name.startswith("conv")
+        size = (shape.out_channels, *fan_in) if is_conv else (shape.out_channels, math.prod(fan_in))
+        cpu = torch.device("cpu")  # drawn there, so that the starting weights do not depend on the device
+        generators = [seeded_generator(cpu, seed, LAYERS.index(shape.name), tower) for tower in towers]
+        weights = [torch.empty(size, device=cpu).normal_(0, weight_sd, generator=each) for each in generators]
         self.weight = nn.Parameter(torch.cat(weights))
         self.bias = nn.Parameter(torch.full((len(self.weight),), self.settings.bias))
 
     def forward(self, x: Tensor | PendingActivations, draws: DropoutDraws | None) -> Tensor:
-        """Responses to `x`, then the steps that the recipe names, in its order."""
-        x = self._joined(x) if isinstance(x, PendingActivations) else self._responses(x, self.weight, self.bias)
-        for step in self.settings.after:
-            match step:
+        """The layer's products, then the operations that the recipe names, in its order."""
+        x = self._both_towers(x) if isinstance(x, PendingActivations) else self._products(x, self.weight, self.bias)
+        for operation in self.settings.after:
+            match operation:
                 case "relu":
                     x = F.relu(x)
                 case "pool":
                     x = F.max_pool2d(x, POOL_SIZE, POOL_STRIDE)
-                case "norm":
-                    x = norm_across_maps(x, self.recipe.norm, len(self.towers))
-                case "map_norm":
-                    assert self.recipe.map_norm is not None
-                    x = norm_within_map(x, self.recipe.map_norm)
+                case "lrn":
+                    x = lrn_across_maps(x, self.recipe.lrn, len(self.towers))
+                case "lrn_within_map":
+                    assert self.recipe.lrn_within_map is not None
+                    x = lrn_within_map(x, self.recipe.lrn_within_map)
                 case "dropout":
                     x = self._dropout(x, draws)
         return x
 
-    def _joined(self, x: PendingActivations) -> Tensor:
-        """Responses are sums over the maps: a convolution's to this rank's own are made while the others are on their
-        way. Fully connected layers wait: their maps are few, and cutting their many weights took longer (LOG.md)."""
-        if self.weight.dim() == 2:
-            pair = [x.own, x.other()]
-            return self._responses(torch.cat(pair if x.tower == 0 else pair[::-1], dim=1), self.weight, self.bias)
-        weights = self.weight.chunk(len(TOWERS), dim=1)
-        own = self._responses(x.own, weights[x.tower], self.bias)
-        return own + self._responses(x.other(), weights[1 - x.tower], None)
+    def _both_towers(self, x: PendingActivations) -> Tensor:
+        """Products with both towers' activations, while the other tower's are still pending.
 
-    def _responses(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        A convolution is a sum over feature maps. So this rank's share is computed first, and the transfer runs
+        meanwhile. Fully connected layers wait first: their activations are few, and slicing their many weights took
+        longer than the wait (LOG.md).
+        """
+        if self.weight.dim() == 2:
+            pair = [x.own, x.wait_other()]
+            return self._products(torch.cat(pair if x.tower == 0 else pair[::-1], dim=1), self.weight, self.bias)
+        weights = self.weight.chunk(len(TOWERS), dim=1)
+        own = self._products(x.own, weights[x.tower], self.bias)
+        return own + self._products(x.wait_other(), weights[1 - x.tower], None)
+
+    def _products(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if weight.dim() == 2:
             return F.linear(x.flatten(1), weight, bias)
         shape = self.shape
         if shape.overhang:
             x = F.pad(x, (0, shape.overhang, 0, shape.overhang))
-        towers_apart = x.shape[1] // weight.shape[1]  # 1 where a unit reads all that comes in
-        return F.conv2d(x, weight, bias, shape.stride, shape.pad, groups=towers_apart)
+        groups = x.shape[1] // weight.shape[1]  # 2 if each tower reads its own half of x, otherwise 1
+        return F.conv2d(x, weight, bias, shape.stride, shape.pad, groups=groups)
 
     def _dropout(self, x: Tensor, draws: DropoutDraws | None) -> Tensor:
-        """Training zeroes units and rescales nothing; at test all stay, times their chance (P 4.2; layer.cu:1126)."""
+        """Training zeroes units and does not rescale the others. At test every unit is kept and multiplied by the
+        probability of being kept (paper section 4.2; layer.cu:1126)."""
         keep = self.recipe.dropout_keep
         if not self.training:
             return x * keep
         if draws is None:
             raise ValueError("training needs DropoutDraws(seed, step); call eval() first to test the network")
-        masks = [draws.keep(self.shape.name, t, len(x), self.shape.maps, keep, x.device) for t in self.towers]
+        masks = [draws.keep(self.shape.name, t, len(x), self.shape.out_channels, keep, x.device) for t in self.towers]
         return x * torch.cat(masks, dim=1)
 
 
 def identity(x: Tensor, name: str) -> Tensor:
-    """The exchange of a rank that holds both towers: what it has is all there is."""
+    """The exchange of a rank that holds both towers: it has all activations already."""
     return x
 
 
 class AlexNet(nn.Module):
     """The network, or one tower of it. Each layer is a submodule: parameters are "conv1.weight", "conv1.bias" ...
 
-    Attributes:
-        segments: names of this rank's layers, in groups that go by their first layer: conv1, conv3, fc6, fc7, fc8.
-            Towers exchange activations between two groups.
-
     Args:
         spec: size.
         recipe: what follows each layer, and how parameters start.
-        towers: the towers that this rank holds: (0, 1), (0,) or (1,). fc8 exists only beside tower 0 (layers-145.cfg).
-        seed: of the starting weights.
+        towers: the towers that this rank holds: (0, 1), (0,) or (1,). fc8 exists only on tower 0 (layers-145.cfg).
+        seed: seed of the starting weights.
+
+    Attributes:
+        segments: names of this rank's layers in groups. A group is called by its first layer: conv1, conv3, fc6, fc7,
+            fc8. Towers exchange activations between two groups.
+
+    Raises:
+        ValueError: if `towers` is none of the three.
     """
 
     def __init__(
@@ -142,31 +153,41 @@ class AlexNet(nn.Module):
             held = tuple(tower for tower in towers if tower in shape.towers)
             if held:
                 segment.append(shape.name)
-                weight_sd = recipe.layer(shape.name).weight_sd * math.sqrt(full.in_maps / shape.in_maps)
+                weight_sd = recipe.layer(shape.name).weight_sd * math.sqrt(full.in_channels / shape.in_channels)
                 self.add_module(shape.name, Layer(shape, recipe, held, seed, weight_sd))
 
     def run_segment(self, first: str, x: Tensor | PendingActivations, draws: DropoutDraws | None = None) -> Tensor:
-        """Layers `segments[first]` on `x`: images where `first` is "conv1", else maps of both towers (N, 2*M, ...)."""
+        """Runs the layers `segments[first]`.
+
+        Args:
+            first: name of the segment.
+            x: images if `first` is "conv1", otherwise activations of both towers, (N, 2*C, ...).
+            draws: dropout masks; only training needs them.
+        """
         for name in self.segments[first]:
             x = self.get_submodule(name)(x, draws)
         assert isinstance(x, Tensor)
         return x
 
     def forward(self, images_nchw: Tensor, draws: DropoutDraws | None = None, exchange: Exchange = identity) -> Tensor:
-        """Logits (N, classes) of images (N, 3, 224, 224), 0..255 with the mean subtracted.
+        """Logits of images.
 
         Args:
-            images_nchw: this rank's rows of the batch.
+            images_nchw: this rank's rows of the batch, (N, 3, 224, 224), pixel values 0-255 with the mean subtracted.
             draws: dropout masks of this step; only training needs them.
-            exchange: takes this rank's maps and the name of the layer that reads both towers; gives the maps of both,
-                in tower order along dimension 1, or those that are `PendingActivations`. Called before conv3, fc6, fc7 and fc8.
+            exchange: called before conv3, fc6, fc7 and fc8 with this rank's activations and the name of that layer,
+                which reads both towers. It returns the activations of both towers, in tower order along dimension 1, or
+                `PendingActivations`.
 
-        Where tower 0 is not held there is no fc8, and the result is what the exchange before it gave.
+        Returns:
+            Logits (N, classes). A rank without tower 0 has no fc8; it returns the result of the exchange before fc8.
+
+        Raises:
+            ValueError: if the images have another shape.
         """
-        if images_nchw.shape[1:] != (IMAGE_MAPS, IMAGE_SIDE, IMAGE_SIDE):
-            raise ValueError(
-                f"images {tuple(images_nchw.shape)}; expected (N, {IMAGE_MAPS}, {IMAGE_SIDE}, {IMAGE_SIDE})"
-            )
+        if images_nchw.shape[1:] != (IMAGE_CHANNELS, IMAGE_SIDE, IMAGE_SIDE):
+            expected = f"(N, {IMAGE_CHANNELS}, {IMAGE_SIDE}, {IMAGE_SIDE})"
+            raise ValueError(f"images {tuple(images_nchw.shape)}; expected {expected}")
         x = self.run_segment("conv1", images_nchw, draws)
         for first in list(self.segments)[1:]:
             x = self.run_segment(first, exchange(x, first), draws)

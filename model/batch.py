@@ -1,18 +1,23 @@
-"""A batch as the network's side sees it: whoever makes one needs to know nothing of it."""
+"""The interface of a batch. The data loader's batches have it, without importing this module."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Batch(Protocol):
-    """What loop and exchange need of a batch; a rank's own rows, until the halves of a pair are swapped."""
+    """What training needs of a batch.
+
+    A batch holds the rows that this rank decoded. On a tower pair `model.parallel.half_batches` joins the rows of both
+    ranks.
+    """
 
     @property
     def images(self) -> Tensor:
-        """(N, 3, 224, 224); for evaluation (N, views, 3, 224, 224)."""
+        """Training: (N, 3, 224, 224); evaluation: (N, views, 3, 224, 224). Pixel values 0-255, mean-subtracted."""
         ...
 
     @property
@@ -22,10 +27,10 @@ class Batch(Protocol):
 
     @property
     def epoch(self) -> int:
-        """The epoch that the batch belongs to."""
+        """The epoch that the batch belongs to, from 0."""
         ...
 
     @property
     def step(self) -> int:
-        """Its place in the epoch."""
+        """The position of the batch in its epoch, from 0."""
         ...

@@ -1,15 +1,15 @@
-"""When the device works and when it idles, by its own clock.
+"""Times of training steps on the GPU, measured with CUDA events.
 
-On a GPU the host's clocks do not say: kernels are queued, and the host is through with a step long before the device
-is. So events are recorded on the training stream around every step, and read when the device has passed them.
+Host clocks cannot measure a GPU: kernels are queued, and the host finishes a step long before the device does. So
+events are recorded on the training stream around every step, and read once the device has passed them.
 
-The gap before a step is the time from the end of the step before to its start: the device had nothing to train on.
+The gap before a step is the time from the end of the previous step to its start. The device had nothing to train on:
 
     a gap, and the host waited in next()    the input was late
-    a gap, and it did not wait              the host was late with the launch: a callback, logging, a loss read back
-    no gap, though it waited                the kernels in the queue covered the wait, which cost nothing
+    a gap, and the host did not wait        the host launched late: a callback, logging, reading a loss back
+    no gap, although the host waited        kernels in the queue covered the wait, so it cost nothing
 
-Kernels launched too slowly *within* a step make its `step_s` longer, and no gap.
+Kernels that are launched too slowly *within* a step make its `step_s` longer; they make no gap.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ from typing import Any, Protocol
 
 import torch
 
-IN_FLIGHT = 64  # steps; a GPU's queue of launches holds fewer
+MAX_PENDING_STEPS = 64  # a GPU's launch queue holds fewer
 
 
 class Event(Protocol):
-    """What the clock needs of `torch.cuda.Event(enable_timing=True)`."""
+    """The part of `torch.cuda.Event(enable_timing=True)` that the clock needs."""
 
     def record(self) -> None:
-        """Puts it into the queue of the device, behind all work so far; once more moves it."""
+        """Puts the event into the device's queue, behind all work so far. A second call moves it."""
         ...
 
     def query(self) -> bool:
-        """Whether the device has passed it; never waits."""
+        """Whether the device has passed the event; never waits."""
         ...
 
     def synchronize(self) -> None:
-        """Waits until the device has passed it."""
+        """Waits until the device has passed the event."""
         ...
 
     def elapsed_time(self, end: Any) -> float:
-        """Milliseconds from it to `end`, both passed."""
+        """Milliseconds from this event to `end`; the device must have passed both."""
         ...
 
 
 @dataclass(frozen=True)
 class DeviceTimes:
-    """Seconds on the device.
+    """Times of one step on the device, in seconds.
 
     Attributes:
-        gap_s: from the end of the step before; None for the first one, and the first one after `finish`.
-        step_s: of the step.
-        steps: 1; more where the device was `in_flight` steps behind: these were measured as one, gaps and all.
+        gap_s: time since the end of the previous step; None for the first step and the first one after `finish`.
+        step_s: duration of the step.
+        steps: 1. It is larger if the device was `max_pending` steps behind: these steps were measured as one, with the
+            gaps between them.
     """
 
     gap_s: float | None
@@ -67,29 +68,32 @@ class _Pair:
 
 
 class DeviceClock:
-    """Measures steps on the device. Of a stretch, which `finish` ends, gaps and steps add up to the time from its first
-    begin to its last end. Only `finish` waits.
+    """Measures steps on the device.
+
+    Within a stretch of steps, which `finish` ends, gaps and steps add up to the time from the first begin to the last
+    end. Only `finish` waits.
 
     Args:
-        make_event: gives a fresh event.
-        in_flight: steps that are measured but not yet passed, at most; a further one is measured with the last of them.
+        make_event: returns a new event.
+        max_pending: number of measured steps that the device has not yet passed. When it is reached, a further step is
+            measured together with the last pending one, so that events cannot pile up.
     """
 
-    def __init__(self, make_event: Callable[[], Event], in_flight: int = IN_FLIGHT) -> None:
-        assert in_flight > 0
-        self._make_event, self._in_flight = make_event, in_flight
+    def __init__(self, make_event: Callable[[], Event], max_pending: int = MAX_PENDING_STEPS) -> None:
+        assert max_pending > 0
+        self._make_event, self._max_pending = make_event, max_pending
         self._pending: deque[_Pair] = deque()
         self._begun: Event | None = None
         self._ended: Event | None = None  # the end of the last step that was read, in this stretch
 
     def begin(self) -> None:
-        """Before a step's first kernel."""
-        if len(self._pending) < self._in_flight:
+        """Call before the first kernel of a step."""
+        if len(self._pending) < self._max_pending:
             self._begun = self._make_event()
             self._begun.record()
 
     def end(self) -> None:
-        """Behind its last one."""
+        """Call after the last kernel of a step."""
         if self._begun is None:
             self._pending[-1].steps += 1
         else:
@@ -98,7 +102,7 @@ class DeviceClock:
         self._pending[-1].end.record()
 
     def passed(self) -> list[DeviceTimes]:
-        """The steps that the device has passed and that were not yet read, in order. Not between begin and end."""
+        """The steps that the device has passed since the last call, in order. Do not call between begin and end."""
         assert self._begun is None
         read = list[DeviceTimes]()
         while self._pending and self._pending[0].end.query():
@@ -109,17 +113,17 @@ class DeviceClock:
         return read
 
     def finish(self) -> list[DeviceTimes]:
-        """All that are left; waits for them. The next step begins a new stretch, without a gap before it."""
+        """Waits for all pending steps and returns them. The next step begins a new stretch and has no gap."""
         if self._pending:
             self._pending[-1].end.synchronize()
-        left = self.passed()
+        remaining = self.passed()
         assert not self._pending
         self._ended = None
-        return left
+        return remaining
 
 
 def device_clock(device: torch.device) -> DeviceClock | None:
-    """The clock of a GPU's current stream; None on the CPU, where the host's clocks say it all."""
+    """The clock of a GPU's current stream; None on the CPU, where host clocks measure everything."""
     if device.type != "cuda":
         return None
     return DeviceClock(lambda: torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]

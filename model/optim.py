@@ -1,67 +1,87 @@
-"""The update rule of 2012, and its rates by layer. Takes named parameters, a recipe and rates; changes the parameters.
+"""Stochastic gradient descent with momentum as in 2012, with a learning rate for each layer.
 
-v <- momentum * v - rate * gradient - rate * decay * w;  w <- w + v  (P 5; weights.cu:146-197), where the gradient is
-the mean over the minibatch. The rate stands inside v, so what v already holds keeps the rate it was made with; the SGD
-of torch multiplies all of v by the rate of the day, which is another rule wherever a rate changes.
+    v <- momentum * v - lr * gradient - lr * decay * w
+    w <- w + v                                              (paper section 5; weights.cu:146-197 of the released source)
+
+The gradient is the mean over the minibatch. The learning rate is inside v, so what v already holds keeps the learning
+rate of its own step. `torch.optim.SGD` multiplies all of v by the current learning rate instead; the two rules differ
+whenever a learning rate changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 
 from model.recipe import LayerLearningRates, Recipe
 
 
-class Momentum2012(torch.optim.Optimizer):
-    """One group per parameter, called like it ("conv1.weight"), with its `lr` and `weight_decay`.
+class Momentum2012:
+    """The optimizer of 2012, with the interface of a `torch.optim.Optimizer` as far as training needs it.
+
+    It is no subclass, because `torch.optim.Optimizer.__init__` imports torch._dynamo. That takes 2 seconds in every
+    process, and nothing here is compiled.
 
     Args:
-        named_parameters: what `AlexNet.named_parameters` gives; names end in ".weight" or ".bias".
-        recipe: momentum and decays.
-        rates: the learning rates to start with, by layer.
+        named_parameters: `AlexNet.named_parameters()`; names end in ".weight" or ".bias".
+        recipe: gives momentum and decays.
+        layer_learning_rates: the learning rates to start with, by layer name.
+
+    Attributes:
+        param_groups: a group for every parameter, with `params` (the parameter alone), `name` ("conv1.weight"), `lr`,
+            `momentum` and `weight_decay`.
+        state: for every parameter its `velocity`.
     """
 
     def __init__(
         self,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         recipe: Recipe,
-        rates: Mapping[str, LayerLearningRates],
+        layer_learning_rates: Mapping[str, LayerLearningRates],
     ) -> None:
         decays = {"weight": recipe.weight_decay, "bias": recipe.bias_decay}
-        groups = [
-            {"params": [parameter], "name": name, "weight_decay": decays[name.rpartition(".")[2]]}
-            for name, parameter in named_parameters
-        ]
-        super().__init__(groups, {"lr": 0.0, "momentum": recipe.momentum})
+        self.param_groups: list[dict[str, Any]] = []
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        for name, parameter in named_parameters:
+            decay = decays[name.rpartition(".")[2]]
+            group = {"params": [parameter], "name": name, "momentum": recipe.momentum, "weight_decay": decay}
+            self.param_groups.append(group)
+            self.state[parameter] = {"velocity": torch.zeros_like(parameter, requires_grad=False)}
+        set_learning_rates(self, layer_learning_rates)
+
+    def zero_grad(self) -> None:
+        """Drops all gradients; the backward pass then creates new ones instead of adding to the old ones."""
         for group in self.param_groups:
-            (parameter,) = group["params"]
-            self.state[parameter]["velocity"] = torch.zeros_like(parameter)
-        set_learning_rates(self, rates)
+            group["params"][0].grad = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates every parameter from its gradient; those whose rate is 0 stay as they are, with their velocity."""
-        for group in self.param_groups:
-            rate, (parameter,) = group["lr"], group["params"]
-            if rate == 0:
-                continue
-            assert parameter.grad is not None, f"{group['name']} has a rate but no gradient"
-            velocity = self.state[parameter]["velocity"]
-            velocity.mul_(group["momentum"]).sub_(parameter.grad, alpha=rate)
-            if group["weight_decay"]:
-                velocity.sub_(parameter, alpha=rate * group["weight_decay"])
-            parameter.add_(velocity)
+    def step(self) -> None:
+        """Changes every parameter by its gradient. Parameters whose learning rate is 0 keep value and velocity."""
+        with record_function("Optimizer.step"):  # as torch's optimizers; `model.step_profile` looks for it
+            for group in self.param_groups:
+                self._step(group["name"], group["params"][0], group["lr"], group["momentum"], group["weight_decay"])
+
+    def _step(self, name: str, parameter: nn.Parameter, learning_rate: float, momentum: float, decay: float) -> None:
+        if learning_rate == 0:
+            return
+        assert parameter.grad is not None, f"{name} has a learning rate but no gradient"
+        velocity = self.state[parameter]["velocity"]
+        velocity.mul_(momentum).sub_(parameter.grad, alpha=learning_rate)
+        if decay:
+            velocity.sub_(parameter, alpha=learning_rate * decay)
+        parameter.add_(velocity)
 
     def velocities(self) -> dict[str, Tensor]:
-        """The velocities themselves (no copies), by the name of their parameter."""
+        """The velocities by parameter name; the tensors themselves, no copies."""
         return {group["name"]: self.state[group["params"][0]]["velocity"] for group in self.param_groups}
 
 
-def set_learning_rates(optimizer: Momentum2012, rates: Mapping[str, LayerLearningRates]) -> None:
-    """Gives every parameter the rate of its layer and kind."""
+def set_learning_rates(optimizer: Momentum2012, layer_learning_rates: Mapping[str, LayerLearningRates]) -> None:
+    """Sets the learning rate of every parameter from those of its layer, by kind ("weight" or "bias")."""
     for group in optimizer.param_groups:
         layer, _, kind = group["name"].rpartition(".")
-        group["lr"] = getattr(rates[layer], kind)
+        group["lr"] = getattr(layer_learning_rates[layer], kind)

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, checkpoints/, and what the stall report leaves (stall.json)."""
+"""The folder of a run: config.json, metrics.jsonl, checkpoints/, and stall.json of the stall report."""
 
 from __future__ import annotations
 
@@ -8,46 +8,68 @@ import os
 from pathlib import Path
 from typing import Any
 
+from model.files import write_atomically as write_atomically  # "as": also imported from here
+
 CONFIG, METRICS, STALL = "config.json", "metrics.jsonl", "stall.json"
+LONGEST_VALUE = 40  # characters of a setting in a message
 
 
 class RunFolder:
-    """`config` is compared when a run is resumed: its entry `must_match` decides what the numbers are."""
+    """Reads and writes the folder of one run.
+
+    Attributes:
+        path: the folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._unwritten: list[str] = []  # lines that found the disk full
+        self._unwritten: list[str] = []  # lines that could not be written because the disk was full
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def begin(self, config: dict[str, Any], resume: bool) -> None:
-        """Makes the folder, or opens it again. Raises ValueError where it is there and `resume` is not asked for, or
-        where it was begun with another `must_match`; the folder is then as it was."""
+        """Creates the folder, or opens it again.
+
+        Args:
+            config: written to config.json. Its entry `must_match` holds everything that changes the numbers; a resumed
+                run must have the same.
+            resume: whether an existing run may be continued.
+
+        Raises:
+            ValueError: if the run exists and `resume` is False, or if it began with another `must_match`. The folder
+                then stays as it was.
+        """
         path = self.path / CONFIG
-        if path.is_file():
-            if not resume:
-                raise ValueError(f"{self.path}: this run is there already; add --resume, or choose another --run-name NAME")
-            found = json.loads(path.read_text())["must_match"]
-            wanted = json.loads(json.dumps(config["must_match"]))
-            for name, value in wanted.items():
-                if found.get(name) != value:
-                    change = f"{name} {_short(found.get(name))}, now {_short(value)}"
-                    raise ValueError(f"{self.path}: begun with {change}; resume with the same, or choose another --run")
+        if not path.is_file():
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(config, indent=1) + "\n")
             return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(config, indent=1) + "\n")
+        if not resume:
+            raise ValueError(f"{self.path}: this run exists already; add --resume, or choose another --run-name NAME")
+        found = json.loads(path.read_text())["must_match"]
+        required = json.loads(json.dumps(config["must_match"]))
+        for name, value in required.items():
+            if found.get(name) != value:
+                change = f"{name} {_short(found.get(name))}, now {_short(value)}"
+                raise ValueError(
+                    f"{self.path}: begun with {change}; resume with the same, or choose another --run-name NAME"
+                )
 
     def launch(self) -> str | None:
-        """What started the run, as its config says; None where it has not begun."""
+        """What started the run, from its config.json; None if the run has not begun."""
         path = self.path / CONFIG
         found: str | None = json.loads(path.read_text()).get("launch") if path.is_file() else None
         return found
 
     def log(self, line: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl, whole. OSError where it could not; the next call then adds it first."""
+        """Appends a line to metrics.jsonl, complete or not at all.
+
+        Raises:
+            OSError: if the line cannot be written. The next call writes it first.
+        """
         self._unwritten.append(json.dumps(line) + "\n")
         data = "".join(self._unwritten).encode()
         with (self.path / METRICS).open("ab", buffering=0) as file:
@@ -61,7 +83,7 @@ class RunFolder:
         self._unwritten.clear()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
+        """The lines of metrics.jsonl. A last line that a crash cut short is left out."""
         path = self.path / METRICS
         if not path.is_file():
             return []
@@ -69,21 +91,11 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def forget_after(self, optimizer_steps: int) -> None:
-        """Drops metrics of steps after `optimizer_steps`: a resumed run takes those steps, and writes their lines, again."""
+        """Drops the metrics of later steps: a resumed run takes these steps again, and writes their lines again."""
         kept = [line for line in self.metrics() if line["step"] <= optimizer_steps]
         write_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

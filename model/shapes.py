@@ -1,28 +1,41 @@
-"""TODO-DOC model.shapes (from model.alexnet)."""
+"""Shapes of the layers: sizes, counts of weights and units, and which rows of a parameter belong to which tower.
+
+Pure arithmetic from the layout of layers-145.cfg (released source; paper section 3.5). This module does not import
+torch at run time, so that command lines can use it without loading torch.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from model.recipe import LAYERS, SOURCE2012, Recipe
 
-IMAGE_SIDE = 224  # pixels; P 2
-IMAGE_MAPS = 3  # R, G, B
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGE_SIDE = 224  # pixels; paper section 2
+IMAGE_CHANNELS = 3  # R, G, B
 TOWERS = (0, 1)
-POOL_SIZE, POOL_STRIDE = 3, 2  # overlapping: P 3.4
+POOL_SIZE, POOL_STRIDE = 3, 2  # overlapping windows: paper section 3.4
 
 
 @dataclass(frozen=True)
 class NetSpec:
-    """Size of the network. Width 1 is 2012's; other widths scale maps and units of every hidden layer.
+    """Size of the network.
 
-    A unit of a narrower network reads fewer maps; its weights start larger by the square root of that, so that
-    responses start as strong as 2012's. Else they fade from layer to layer, and training stays long on its plateau.
+    Width 1 is the network of 2012. Other widths scale the feature maps and units of every hidden layer. A unit of a
+    narrower network reads fewer feature maps, so its starting weights are larger by the square root of that factor.
+    Activations then start as strong as in 2012. Otherwise they fade from layer to layer, and training stays long on
+    its first plateau.
 
-    ValueError where `classes` is not at least 1 or `width` not above 0.
+    Attributes:
+        classes: units of fc8.
+        width: factor on the size of the hidden layers.
+
+    Raises:
+        ValueError: if `classes` is below 1 or `width` is not a positive number.
     """
 
     classes: int = 1000
@@ -30,44 +43,46 @@ class NetSpec:
 
     def __post_init__(self) -> None:
         if self.classes < 1:
-            raise ValueError(f"{self.classes} classes; a network needs at least 1")
+            raise ValueError(f"{self.classes} classes, expected at least 1")
         if not 0 < self.width < math.inf:
-            raise ValueError(f"width {self.width} is not a positive number; 1.0 is the network of 2012")
+            raise ValueError(f"width {self.width}, expected a positive number; 1.0 is the network of 2012")
 
-    def scaled(self, maps: int) -> int:
-        """`maps` of one tower at this width: a multiple of 4, at least 4."""
-        return max(4, 4 * round(maps * self.width / 4))
+    def scaled(self, channels: int) -> int:
+        """`channels` of one tower at this width: a multiple of 4, at least 4."""
+        return max(4, 4 * round(channels * self.width / 4))
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Shape of one layer over all its towers. A fully connected layer is a kernel as large as the maps it reads.
+    """Shape of one layer over all its towers.
+
+    A fully connected layer counts as a convolution whose kernel is as large as the feature maps that it reads.
 
     Attributes:
         name: one of `LAYERS`.
-        kernel: side of the square kernel.
+        kernel: side of the square kernel, in pixels.
         stride: step between two outputs, in pixels.
-        pad: zeros around the input.
-        in_maps: maps that one unit reads, of one tower or of both.
-        in_side: rows (and columns) of those maps.
-        maps: output maps, or units, of one tower.
-        towers: the towers that have this layer; fc8 is on tower 0 alone.
-        reads_both: whether it reads both towers; before it, ranks that hold one tower exchange activations.
+        pad: zeros on each side of the input.
+        in_channels: feature maps that one unit reads, of one tower or of both.
+        in_side: rows (and columns) of those feature maps.
+        out_channels: feature maps (or units of a fully connected layer) of one tower.
+        towers: the towers that have this layer; fc8 is on tower 0 only.
+        reads_both: whether the layer reads both towers. Ranks that hold one tower exchange activations before it.
     """
 
     name: str
     kernel: int
     stride: int
     pad: int
-    in_maps: int
+    in_channels: int
     in_side: int
-    maps: int
+    out_channels: int
     towers: tuple[int, ...]
     reads_both: bool
 
     @property
     def out_side(self) -> int:
-        """Rows of an output map. Rounded up: the last window may reach past the image (layer.py:1004)."""
+        """Rows of an output feature map. Rounded up: the last window may reach past the image (layer.py:1004)."""
         return _out_side(self.in_side + 2 * self.pad, self.kernel, self.stride)
 
     @property
@@ -78,16 +93,16 @@ class LayerShape:
     @property
     def weights(self) -> int:
         """Number of weights."""
-        return self.biases * self.in_maps * self.kernel**2
+        return self.biases * self.in_channels * self.kernel**2
 
     @property
     def biases(self) -> int:
-        """Number of biases; a map shares one."""
-        return len(self.towers) * self.maps
+        """Number of biases: one for each feature map."""
+        return len(self.towers) * self.out_channels
 
     @property
     def macs(self) -> int:
-        """Multiplications with a weight, for one image."""
+        """Multiply-accumulate operations (multiplications with a weight) for one image."""
         return self.weights * self.out_side**2
 
     @property
@@ -101,8 +116,8 @@ def _out_side(side: int, window: int, stride: int) -> int:
 
 
 def layer_table(spec: NetSpec, recipe: Recipe = SOURCE2012) -> tuple[LayerShape, ...]:
-    """Shapes of all layers, computed from the image onwards; the recipe says which layers are pooled."""
-    fixed = (  # kernel (None: the whole input), stride, pad, maps of one tower, reads both: layers-145.cfg
+    """Shapes of all layers, computed from the image onwards. The recipe says which layers are pooled."""
+    fixed = (  # kernel (None: the whole input), stride, pad, channels of one tower, reads both: layers-145.cfg
         (11, 4, 0, spec.scaled(48), False),
         (5, 1, 2, spec.scaled(128), False),
         (3, 1, 1, spec.scaled(192), True),
@@ -113,13 +128,13 @@ def layer_table(spec: NetSpec, recipe: Recipe = SOURCE2012) -> tuple[LayerShape,
         (None, 1, 0, spec.classes, True),
     )
     table: list[LayerShape] = []
-    maps, side = IMAGE_MAPS, IMAGE_SIDE
-    for name, (kernel, stride, pad, out_maps, reads_both) in zip(LAYERS, fixed, strict=True):
-        in_maps = maps * len(TOWERS) if reads_both else maps
+    channels, side = IMAGE_CHANNELS, IMAGE_SIDE
+    for name, (kernel, stride, pad, out_channels, reads_both) in zip(LAYERS, fixed, strict=True):
+        in_channels = channels * len(TOWERS) if reads_both else channels
         towers = TOWERS[:1] if name == "fc8" else TOWERS
-        shape = LayerShape(name, kernel or side, stride, pad, in_maps, side, out_maps, towers, reads_both)
+        shape = LayerShape(name, kernel or side, stride, pad, in_channels, side, out_channels, towers, reads_both)
         table.append(shape)
-        maps, side = out_maps, shape.out_side
+        channels, side = out_channels, shape.out_side
         if "pool" in recipe.layer(name).after:
             side = _out_side(side, POOL_SIZE, POOL_STRIDE)
     return tuple(table)
@@ -127,17 +142,17 @@ def layer_table(spec: NetSpec, recipe: Recipe = SOURCE2012) -> tuple[LayerShape,
 
 def format_table(spec: NetSpec, recipe: Recipe = SOURCE2012) -> str:
     """The layer table as Markdown, with a line of totals."""
-    head = ("layer", "reads", "maps per tower", "kernel", "output", "weights", "biases", "MACs", "units")
+    head = ("layer", "reads", "feature maps per tower", "kernel", "output", "weights", "biases", "MACs", "units")
     rows: list[tuple[str, ...]] = [head]
     table = layer_table(spec, recipe)
     for s in table:
         reads = "image" if s.name == LAYERS[0] else "both towers" if s.reads_both else "own tower"
-        maps = f"{s.maps}" if s.towers == TOWERS else f"{s.maps} on tower 0"
+        channels = f"{s.out_channels}" if s.towers == TOWERS else f"{s.out_channels} on tower 0"
         kernel = f"{s.kernel}, stride {s.stride}, pad {s.pad}" if s.name.startswith("conv") else "-"
         output = f"{s.out_side} x {s.out_side}" if s.out_side > 1 else "1"
         counts = (f"{n:,}" for n in (s.weights, s.biases, s.macs, s.units))
-        rows.append((s.name, reads, maps, kernel, output, *counts))
-    totals = (sum(getattr(s, what) for s in table) for what in ("weights", "biases", "macs", "units"))
+        rows.append((s.name, reads, channels, kernel, output, *counts))
+    totals = (sum(getattr(s, field) for s in table) for field in ("weights", "biases", "macs", "units"))
     rows.append(("all", "", "", "", "", *(f"{n:,}" for n in totals)))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|---|---|---|---|---|--:|--:|--:|--:|")
@@ -145,21 +160,30 @@ def format_table(spec: NetSpec, recipe: Recipe = SOURCE2012) -> str:
 
 
 def towers_of(name: str) -> tuple[int, ...]:
-    """The towers that the parameter called `name` has rows of; fc8 is whole on tower 0."""
+    """The towers that hold rows of the parameter called `name`; fc8 is on tower 0 only."""
     return TOWERS[:1] if name.startswith("fc8.") else TOWERS
 
 
 def tower_rows(name: str, rows: int, towers: tuple[int, ...]) -> slice:
-    """Which of the `rows` of the whole parameter `name` a rank that holds `towers` has; none is an empty slice."""
+    """Which rows of a parameter a rank holds.
+
+    Args:
+        name: the parameter, as "conv1.weight".
+        rows: rows of the whole parameter, of both towers together.
+        towers: the towers that the rank holds.
+
+    Returns:
+        A slice of dimension 0; empty if the rank holds no row.
+    """
     held = [tower for tower in towers_of(name) if tower in towers]
-    each = rows // len(towers_of(name))
-    return slice(each * min(held, default=0), each * (max(held, default=-1) + 1))
+    rows_per_tower = rows // len(towers_of(name))
+    return slice(rows_per_tower * min(held, default=0), rows_per_tower * (max(held, default=-1) + 1))
 
 
 def tower_slice(name: str, whole: Tensor, tower: int) -> Tensor:
-    """Rows of tower `tower` in `whole`, the parameter (or velocity) called `name` of a network with both towers.
+    """Rows of one tower in the parameter (or velocity) called `name` of a network with both towers.
 
-    The pieces of towers 0 and 1, one after the other along dimension 0, are `whole` again. fc8 is whole on tower 0,
-    and a piece of no rows on tower 1, whose network does not have it.
+    The slices of towers 0 and 1, concatenated along dimension 0, are `whole` again. All of fc8 belongs to tower 0; its
+    slice for tower 1, whose network has no fc8, is empty.
     """
     return whole[tower_rows(name, len(whole), (tower,))]

@@ -1,4 +1,7 @@
-"""What the time of a training step goes to, by torch's profiler."""
+"""Shares of a training step's time by kind of work (convolutions, LRN, ...), measured with torch's profiler.
+
+LRN is local response normalisation.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-REST = "rest"  # rectification, dropout, casts, the loss
-KINDS = {  # of work, by the outermost operator whose name has one of these in it
-    "response normalisation": ("_ResponseNorm",),
+REST = "rest"  # ReLU, dropout, casts, the loss
+KINDS = {  # kind of work: parts of operator names; the outermost operator that matches decides
+    "local response normalisation": ("ResponseNorm",),  # the autograd function of model.response_norm, and its backward
     "convolutions": ("aten::conv", "ConvolutionBackward"),
     "fully connected": ("aten::linear", "AddmmBackward"),
     "pooling": ("aten::max_pool2d", "MaxPool2D"),
@@ -20,14 +23,23 @@ KINDS = {  # of work, by the outermost operator whose name has one of these in i
 
 
 def step_shares(step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Shares, by kind and `REST`, of the time of the kernels that `step` launches on `device`, which it must wait for;
-    of the operators' own time where that is the CPU. They add up to 1; where the device idled is not seen."""
+    """Shares of the time of `step` by kind of work.
+
+    Args:
+        step: runs one or more training steps and waits for the device.
+        device: on CUDA the kernels' time is counted, otherwise the operators' own CPU time. Idle time of the device is
+            not counted.
+
+    Returns:
+        A share for every key of `KINDS` and for `REST`; they add up to 1.
+    """
     gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as picture:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as recording:
         step()
     spent_us: dict[str, float] = defaultdict(float)
-    for event in picture.events():
-        # An operator's kernels are among it; an annotation's would be all between the first and the last of its range.
+    for event in recording.events():
+        # An operator lists the kernels that it launched. A user annotation would list all kernels between the first and
+        # the last of its range, and they would be counted twice.
         kernels = [] if event.is_user_annotation else event.kernels
         own_us = sum(kernel.duration for kernel in kernels) if gpu else event.self_cpu_time_total
         spent_us[_kind(event)] += own_us
@@ -35,7 +47,7 @@ def step_shares(step: Callable[[], object], device: torch.device) -> dict[str, f
 
 
 def _kind(event: Any) -> str:
-    """That of the outermost operator around `event` that has one."""
+    """The kind of the outermost operator around `event` that has one."""
     found = REST
     while event is not None:
         found = next((kind for kind, names in KINDS.items() if any(name in event.name for name in names)), found)

@@ -1,8 +1,9 @@
-"""One training step, the loop around it, and evaluation.
+"""One training step, and the loop around it.
 
-The loop takes batches as they come and knows nothing of where they come from. A batch has `images` (N, 3, 224, 224),
-`labels` (N,), `epoch` and `step`; it must be the one of the state's epoch and step, so that a resumed run cannot slip.
-Every rank runs the same loop on its rows of each batch; losses, scores and rates are those of all ranks together.
+The loop takes batches from any iterator. Each batch must be the one of the state's epoch and step, so that a resumed
+run cannot use the wrong data. Every rank runs the same loop on its rows of each batch; losses and throughput (img/s)
+are those of all ranks together. `model.evaluation` imports from this module, never the other way round: validation
+reaches the loop as a hook.
 """
 
 from __future__ import annotations
@@ -24,24 +25,37 @@ from model.checkpoint import TrainState
 from model.device_clock import DeviceTimes, device_clock
 from model.dropout import DropoutDraws
 from model.optim import Momentum2012, set_learning_rates
-from model.parallel.exchange import TowerExchange
+from model.parallel.exchange import NO_EXCHANGE, TowerExchange
+from model.recipe import PRECISIONS as PRECISIONS  # "as": also imported from here
 from model.recipe import learning_rates
 
-PRECISIONS = ("float32", "bfloat16")
-NO_EXCHANGE = TowerExchange()  # of a rank that has both towers and all rows
+LOWER = "lower the learning rates (--lr-scale)"
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long to train and how often to speak."""
+    """How long to train, and how often to log and save.
+
+    Attributes:
+        epochs: epochs of the full run; the recipe's schedule is stretched over them.
+        steps_per_epoch: optimizer steps of an epoch.
+        seed: seed of the dropout masks.
+        log_every: optimizer steps between two lines of metrics. Reading the loss makes the host wait for the device.
+        precision: one of `PRECISIONS`; the paper used single precision.
+        max_optimizer_steps: stop after so many optimizer steps, on the schedule of `epochs`; None for no limit.
+        save_every: optimizer steps between two checkpoints within an epoch; None for checkpoints at its end only.
+
+    Raises:
+        ValueError: if a number is below 1, or the precision is unknown.
+    """
 
     epochs: int
     steps_per_epoch: int
-    seed: int  # of the dropout masks
-    log_every: int = 20  # steps; reading the loss makes the host wait for the device
-    precision: str = "float32"  # P: single precision
-    max_optimizer_steps: int | None = None  # stop here, on the schedule of `epochs`
-    save_every: int | None = None  # optimizer_steps; besides the end of every epoch
+    seed: int
+    log_every: int = 20
+    precision: str = "float32"
+    max_optimizer_steps: int | None = None
+    save_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch", "log_every", "max_optimizer_steps", "save_every"):
@@ -53,19 +67,20 @@ class LoopSettings:
 
     @property
     def optimizer_steps(self) -> int:
-        """Updates of the whole run."""
-        whole = self.epochs * self.steps_per_epoch
-        return whole if self.max_optimizer_steps is None else min(whole, self.max_optimizer_steps)
+        """Optimizer steps of the whole run."""
+        full = self.epochs * self.steps_per_epoch
+        return full if self.max_optimizer_steps is None else min(full, self.max_optimizer_steps)
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of one step on the host.
+    """Times of one step on the host, in seconds.
 
     Attributes:
-        wait_s: in next(), for the batch.
-        step_s: in the step itself.
-        loop_s: since the step before ended, or since the loop began or went on after an epoch's end.
+        wait_s: time in next(), waiting for the batch.
+        step_s: time in the step itself.
+        loop_s: time since the previous step ended. After a pause (the start of the loop, a checkpoint, the end of an
+            epoch) it counts from the end of the pause.
     """
 
     wait_s: float
@@ -75,16 +90,16 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop asks and tells its caller.
+    """The functions through which the loop talks to its caller.
 
     Attributes:
-        on_step: the number of images of a step, of all ranks, and its times on this one.
-        on_log: a line for metrics.jsonl.
-        validate: at the end of an epoch, given its number; returns the validation error, None where nobody validates.
-            May raise Interrupted: the loop then ends, and a resumed one begins with this validation.
-        save: at the end of an epoch, after validation, and where the settings say so: the state to keep.
+        on_step: called after every step with its number of images, of all ranks, and its times on this rank.
+        on_log: called with a line for metrics.jsonl.
+        validate: called at the end of an epoch with its number; returns the validation error, or None if nothing was
+            validated. It may raise `Interrupted`: the loop then ends, and a resumed run begins with this validation.
+        save: called with the state to save: after every validation, and every `LoopSettings.save_every` steps.
         stopped: asked after every step; True ends the loop. All ranks must get the same answer.
-        on_device: a step's times on the device, once it has passed it; on the CPU there are none.
+        on_device: called with a step's times on the device once the device has passed the step; never on the CPU.
     """
 
     on_step: Callable[[int, StepTimes], None]
@@ -100,7 +115,7 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """Whoever started the run wants it to stop in the middle of a validation."""
+    """The run was asked to stop in the middle of a validation."""
 
 
 def train_step(
@@ -111,19 +126,33 @@ def train_step(
     precision: str = "float32",
     towers: TowerExchange = NO_EXCHANGE,
 ) -> tuple[Tensor, Tensor]:
-    """One update. Returns mean loss and share of right first guesses of this rank's rows, as tensors on the device:
-    nothing waits. Where tower 0 is not held both are 0, since there are no logits."""
+    """One optimizer step.
+
+    Args:
+        model: the network, or the towers of this rank.
+        optimizer: of the same parameters.
+        batch: this rank's rows.
+        draws: dropout masks of this step.
+        precision: one of `PRECISIONS`.
+        towers: communication with the other ranks.
+
+    Returns:
+        Mean loss, and share of right first guesses, of this rank's rows. They are tensors on the device, so the host
+        does not wait. Both are 0 on a rank without tower 0, which has no logits.
+    """
     model.train()
     with autocast(batch.images.device, precision):
         logits = model(batch.images, draws, towers)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     if 0 in model.towers:
         logits = logits.float()
         loss = F.cross_entropy(logits, batch.labels)
-        share = loss / towers.ranks.place.data_ranks  # of the mean over the global batch
+        share = loss / towers.ranks.place.data_ranks  # the parts' gradients are summed, and must give the batch's mean
         share.backward()  # type: ignore[no-untyped-call]
         correct = (logits.detach().argmax(dim=1) == batch.labels).float().mean()
     else:
+        # The result is the empty tensor of the exchange before fc8. Backward from it receives the gradient of this
+        # tower's activations from tower 0.
         logits.backward(torch.zeros_like(logits))  # type: ignore[no-untyped-call]
         loss = correct = torch.zeros((), device=batch.images.device)
     towers.finish_gradients()
@@ -133,12 +162,24 @@ def train_step(
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Where `precision` is bfloat16, products are computed in it; weights stay float32."""
+    """The context to compute in. With bfloat16, products are computed in bfloat16; weights stay float32."""
     return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 class Trainer:
-    """The loop: network, update rule, where they stand, what they need of other ranks, and a GPU's clock."""
+    """The training loop.
+
+    Args:
+        model: the network, or the towers of this rank.
+        optimizer: of the same parameters.
+        settings: length of the run, logging, saving.
+        state: where training stands; the loop changes it.
+        towers: communication with the other ranks.
+
+    Attributes:
+        ranks: this rank among the others.
+        clock: the device's clock; None on the CPU.
+    """
 
     def __init__(
         self,
@@ -150,16 +191,23 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.settings, self.state = model, optimizer, settings, state
         self.towers, self.ranks = towers, towers.ranks
-        self._pending: list[tuple[Tensor, Tensor]] = []  # results that are still on the device
+        self._pending: list[tuple[Tensor, Tensor]] = []  # results of steps, which are still on the device
         self.clock = device_clock(self.ranks.device)
-        self._times: list[StepTimes] = []  # since the last line of metrics
+        self._times: list[StepTimes] = []  # since the last line of metrics, like the next list
         self._device_times: list[DeviceTimes] = []
 
     def fit(self, batches: Iterator[Batch], hooks: Hooks) -> bool:
-        """Trains to the end of the run (True) or until `hooks.stopped` (False)."""
+        """Trains until the run is complete or `hooks.stopped` says True.
+
+        Returns:
+            Whether the run is complete.
+
+        Raises:
+            Diverged: on all ranks, if a loss or a weight is not finite.
+        """
         try:
             self._fit(batches, hooks)
-        except Interrupted:
+        except Interrupted:  # the validation stays due, and its result is not in the state
             pass
         self._read_clock(hooks, last=True)
         self.settle()
@@ -171,13 +219,13 @@ class Trainer:
 
     def _fit(self, batches: Iterator[Batch], hooks: Hooks) -> None:
         state, settings, ranks = self.state, self.settings, self.ranks
-        if self._validation_is_due:  # the run was stopped in it
+        if self._validation_is_due:  # the run was stopped during this validation
             self._end_epoch(hooks)
         self._begin_epoch()
         ended_s = time.perf_counter()
         while state.optimizer_steps < settings.optimizer_steps:
             started_s = time.perf_counter()
-            ranks.mark("waiting for its batch", state.optimizer_steps + 1)
+            ranks.mark("waiting for the next batch", state.optimizer_steps + 1)
             batch = next(batches)
             got_s = time.perf_counter()
             self.step(batch)
@@ -201,12 +249,12 @@ class Trainer:
                 break
 
     def step(self, batch: Batch) -> None:
-        """Takes one step and moves the state."""
+        """Trains on one batch and advances the state."""
         state, place = self.state, self.ranks.place
-        assert (batch.epoch, batch.step) == (state.epoch, state.step), "the feed and the loop are at different steps"
+        assert (batch.epoch, batch.step) == (state.epoch, state.step), "the loader and the loop are at different steps"
         images = len(batch.labels) * place.data_ranks
         draws = DropoutDraws(self.settings.seed, state.optimizer_steps, place.first_row(images), images)
-        self.ranks.mark("its own part of the step")
+        self.ranks.mark("computing its part of the step")
         if self.clock:
             self.clock.begin()
         results = train_step(self.model, self.optimizer, batch, draws, self.settings.precision, self.towers)
@@ -218,29 +266,31 @@ class Trainer:
         state.val_error = None
 
     def settle(self) -> None:
-        """Brings results home from the device, and from all ranks, into the state. Raises Diverged, on all of them,
-        where a loss or a weight is not finite."""
+        """Moves the results of pending steps from the device, and from all ranks, into the state.
+
+        It makes the host wait for the device, so it runs only before logging, validating and saving.
+
+        Raises:
+            Diverged: on all ranks, if a loss or a weight is not finite.
+        """
         finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all()
         results = [torch.stack(pair) for pair in self._pending]
         values = torch.stack([*results, finite.logical_not().float().expand(2)]).double().cpu()
-        values = self.ranks.total(values)
+        values = self.ranks.total(values)  # over all ranks, so that all raise, or none
         self._pending.clear()
         self.ranks.spans.fold()
         means = (values[:-1] / self.ranks.place.data_ranks).tolist()
         self.state.losses += [loss for loss, _ in means]
-        self.state.corrects += [correct for _, correct in means]
-        for back, loss in enumerate(reversed(self.state.losses)):
+        self.state.top1s += [correct for _, correct in means]
+        for steps_back, loss in enumerate(reversed(self.state.losses)):
             if not math.isfinite(loss):
-                raise Diverged(
-                    f"loss {loss} at update {self.state.optimizer_steps - back}; lower the rates (--lr-scale)"
-                )
+                raise Diverged(f"loss {loss} at optimizer step {self.state.optimizer_steps - steps_back}; {LOWER}")
         if values[-1, 0] > 0:
-            raise Diverged(
-                f"weights are not finite after update {self.state.optimizer_steps}; lower the rates (--lr-scale)"
-            )
+            raise Diverged(f"weights are not finite after optimizer step {self.state.optimizer_steps}; {LOWER}")
 
     def _read_clock(self, hooks: Hooks, last: bool = False) -> None:
-        """Passes on what the device has passed; `last` waits for it: what follows is no gap between steps."""
+        """Passes the times of finished steps to the hook. With `last` it waits for all of them; it is set before a
+        pause, so that the pause does not count as a gap between steps."""
         if self.clock:
             for times in self.clock.finish() if last else self.clock.passed():
                 self._device_times.append(times)
@@ -251,7 +301,7 @@ class Trainer:
         if state.epoch < settings.epochs:
             now = learning_rates(self.model.recipe, state.epoch, settings.epochs, state.plateau.reductions)
             set_learning_rates(self.optimizer, now)
-            self._rate = now["fc8"].weight
+            self._learning_rate = now["fc8"].weight
 
     def _end_epoch(self, hooks: Hooks) -> None:
         self._read_clock(hooks, last=True)
@@ -265,9 +315,9 @@ class Trainer:
         hooks.save(state)
         self._begin_epoch()
 
-    def _log_line(self, batch: int, hooks: Hooks) -> dict[str, Any]:
-        """Means over the steps since the last line; times are those of this process, and of its device where it has a
-        clock and a gap was measured."""
+    def _log_line(self, global_batch: int, hooks: Hooks) -> dict[str, Any]:
+        """A line of metrics: means over the steps since the last line. Times are those of this process; `device_gap_s`
+        is in the line if a gap was measured on the device."""
         self.settle()
         self._read_clock(hooks)
         state, times = self.state, self._times
@@ -275,22 +325,22 @@ class Trainer:
             "epoch": state.epoch,
             "step": state.optimizer_steps,
             "loss": sum(state.losses) / len(state.losses),
-            "top1": sum(state.corrects) / len(state.corrects),
-            "lr": self._rate,
-            "images_per_s": batch * len(times) / sum(t.loop_s for t in times),
+            "top1": sum(state.top1s) / len(state.top1s),
+            "lr": self._learning_rate,
+            "images_per_s": global_batch * len(times) / sum(t.loop_s for t in times),
             "wait_s": sum(t.wait_s for t in times) / len(times),
             "step_s": sum(t.step_s for t in times) / len(times),
         }
         if gaps_s := [t.gap_s for t in self._device_times if t.gap_s is not None]:
             line["device_gap_s"] = sum(gaps_s) / len(gaps_s)
         state.losses.clear()
-        state.corrects.clear()
+        state.top1s.clear()
         times.clear()
         self._device_times.clear()
         return line
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when the device has done all it was told."""
+    """Waits until the device has finished all queued work; on the CPU nothing is queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,11 +1,12 @@
-"""All that wants a GPU to be checked and measured, in one go: tests, the feed's pixels, rates, the stall report.
+"""Checks and measures everything that needs a GPU in one run: tests, pixels of the loader, speed, the stall report.
 
     python tools/gpu_check.py SHARDS [--square SHARDS] [--only CHECK ...] [--out DIR]
     python tools/gpu_check.py SHARDS --device cpu --quick      # the same code, small, to try it without a GPU
 
-Writes benchmarks/gpu-NAME-DATE.json (NAME is the GPU's), anew after every check, so that a crash loses one alone.
-Failed checks are in it with their error, skipped ones with the reason; exits with 1 where one failed. SHARDS wants its
-eigenbasis.json; --square is the same pictures sharded with --stored square.
+Writes benchmarks/gpu-NAME-DATE.json (NAME is that of the GPU). The file is written again after every check, so that a
+crash loses only the check that crashed. A failed check is recorded with its error, a skipped one with the reason. Exits
+with 1 if a check failed. SHARDS needs its eigenbasis.json; --square names the same images, sharded with
+--stored square.
 """
 
 from __future__ import annotations
@@ -26,45 +27,49 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from model.alexnet import AlexNet
-from model.batch import Batch
-from model.dropout import DropoutDraws
-from model.optim import Momentum2012
-from model.parallel.half_batches import PairBatch
-from model.recipe import SOURCE2012, learning_rates
+from model.recipe import PRECISIONS, SOURCE2012, learning_rates
 from model.shapes import TOWERS, NetSpec
-from model.step_profile import step_shares
-from model.trainer import PRECISIONS, train_step, wait_for
-from pipeline import rgb_pca
-from pipeline.loader.loader import stage_batch_sizes
-from pipeline.loader.reference import compared
-from pipeline.loader.settings import Device, LoaderSettings
-from pipeline.profiling.machine import describe_machine
-from pipeline.profiling.throughput import measure_throughput
-from pipeline.profiling.windows import TrainerUnderTest, measure_demand
-from pipeline.shards.reader import ShardSet, open_shards
 from tools.shared.cli import run, write_json
-from tools.train import git_commit
+
+if TYPE_CHECKING:
+    from model.alexnet import AlexNet
+    from model.batch import Batch
+    from model.optim import Momentum2012
+    from pipeline.loader.settings import LoaderSettings
+    from pipeline.rgb_pca import Eigenbasis
+    from pipeline.shards.reader import ShardSet
+
+# Heavy modules (torch, DALI, numba) are imported inside functions, so that --help does not wait for them.
 
 ROOT = Path(__file__).parent.parent
-GREY_LEVELS = {"cpu": 1e-3, "cuda": 1.0}  # from the reference in the mean: a GPU's decoder rounds otherwise
-SAME_LOSS = 1e-4  # relative, of a pair and of one process
-PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "numpy")  # torch's names its CUDA
-GENTLE = 0.1  # of the recipe's rates: weights stay finite on made-up images, and losses do not magnify a last bit
+# Largest mean difference from the reference, in pixel values 0-255. A GPU's JPEG decoder rounds differently.
+PIXEL_VALUE_THRESHOLDS = {"cpu": 1e-3, "cuda": 1.0}
+SAME_LOSS = 1e-4  # relative difference between a tower pair and one rank
+PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "numpy")  # torch's version names its CUDA
+GENTLE = 0.1  # factor on the learning rates: weights stay finite on random images, and rounding is not magnified
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: width of the net, batch of the feed and of runs, batches of replayed steps and how many of
-    each, settings of the feed, seconds and rounds of windows, steps of a run."""
+    """How much is measured.
+
+    Attributes:
+        width: width of the network.
+        batch: images of a batch of the loader and of training runs.
+        replay_batches: batch sizes of replayed steps.
+        replayed: number of batches that are replayed in turn.
+        hw_decoder_loads: settings of the loader that are compared: share of the GPU's JPEG engines.
+        threads: settings of the loader that are compared: threads.
+        window_s: seconds of a measurement window.
+        rounds: measurement windows for each setting.
+        steps: optimizer steps of a training run.
+    """
 
     width: float = 1.0
     batch: int = 128
-    batches: tuple[int, ...] = (128, 512)
+    replay_batches: tuple[int, ...] = (128, 512)
     replayed: int = 4
     hw_decoder_loads: tuple[float, ...] = (0.0, 0.25, 0.5, 0.65, 0.8, 0.9)
     threads: tuple[int, ...] = (2, 4, 8, 16)
@@ -77,138 +82,184 @@ QUICK = Scale(0.05, 8, (2,), 1, (0.65,), (1, 2), 0.02, 2, 6)
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What is checked, and on what: shard sets with their eigenbasis by the shape they are stored in."""
+class Subject:
+    """What is checked.
 
-    sets: dict[str, tuple[ShardSet, rgb_pca.Eigenbasis]]
-    feed: LoaderSettings
+    Attributes:
+        sets: a shard set with its eigenbasis for each stored shape, "short-side" or "square".
+        settings: of the loader.
+        scale: how much is measured.
+    """
+
+    sets: dict[str, tuple[ShardSet, Eigenbasis]]
+    settings: LoaderSettings
     scale: Scale
 
     def net(self) -> tuple[AlexNet, Momentum2012]:
-        """A fresh network and its update rule."""
-        rules = replace(SOURCE2012, learning_rate_scale=GENTLE)
-        model = AlexNet(NetSpec(width=self.scale.width), rules).to(self.feed.device)
-        return model, Momentum2012(model.named_parameters(), rules, learning_rates(rules, 0, 1))
+        """A new network and its optimizer."""
+        from model.alexnet import AlexNet
+        from model.optim import Momentum2012
 
-    def made_up(self, rows: int) -> list[Batch]:
-        """Batches that are on the device already."""
-        images = 60 * torch.randn(self.scale.replayed, rows, 3, 224, 224, device=self.feed.device)
-        return [PairBatch(each, torch.arange(rows, device=self.feed.device), 0, n) for n, each in enumerate(images)]
+        recipe = replace(SOURCE2012, learning_rate_scale=GENTLE)
+        model = AlexNet(NetSpec(width=self.scale.width), recipe).to(self.settings.device)
+        return model, Momentum2012(model.named_parameters(), recipe, learning_rates(recipe, 0, 1))
+
+    def random_batches(self, rows: int) -> list[Batch]:
+        """Random batches that are on the device already."""
+        import torch
+
+        from model.parallel.half_batches import PairBatch
+
+        device = self.settings.device
+        images = 60 * torch.randn(self.scale.replayed, rows, 3, 224, 224, device=device)
+        return [PairBatch(each, torch.arange(rows, device=device), 0, number) for number, each in enumerate(images)]
 
     def python(self, *args: object, **environment: str) -> str:
-        """Runs Python on `args` in a process of its own; what it said. ChildProcessError where it failed."""
-        where = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", **environment}
+        """Runs Python on `args` in a new process and returns its output.
+
+        Raises:
+            ChildProcessError: if the process fails; the message has the end of its output.
+        """
+        variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", **environment}
         command = [sys.executable, *map(str, args)]
-        done = subprocess.run(command, cwd=ROOT, env=where, timeout=600, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=variables, timeout=600, capture_output=True, text=True)
         if done.returncode:
             raise ChildProcessError(f"exit code {done.returncode}: ... {(done.stdout + done.stderr)[-3000:]}")
         return done.stdout
 
-    def train(self, folder: Path, *options: object, by: Sequence[str] = (), **environment: str) -> None:
-        """Runs tools/train.py into a run's folder, started `by` torchrun or alone."""
-        where = [self.sets["short-side"][0].folder.resolve(), "--runs", folder.parent, "--run-name", folder.name]
-        size = ["--batch", self.scale.batch, "--width", self.scale.width, "--device", self.feed.device]
-        self.python(*by, ROOT / "tools" / "train.py", *where, *size, *options, **environment)
+    def train(self, folder: Path, *options: object, launcher: Sequence[str] = (), **environment: str) -> None:
+        """Runs tools/train.py into a run folder, on one rank or by a `launcher` such as torchrun."""
+        shards = self.sets["short-side"][0].folder.resolve()
+        size = ["--batch", self.scale.batch, "--width", self.scale.width, "--device", self.settings.device]
+        run_folder = ["--runs", folder.parent, "--run-name", folder.name]
+        self.python(*launcher, ROOT / "tools" / "train.py", shards, *run_folder, *size, *options, **environment)
 
 
-def tests(bench: Bench) -> dict[str, Any]:
-    """The tests that are marked gpu."""
-    if bench.feed.device == "cpu":
+def tests(subject: Subject) -> dict[str, Any]:
+    """Runs the tests with the marker gpu."""
+    if subject.settings.device == "cpu":
         return {"skipped": "they need a CUDA device"}
-    return {"summary": bench.python("-m", "pytest", "-m", "gpu", "-q").strip().splitlines()[-1]}
+    return {"summary": subject.python("-m", "pytest", "-m", "gpu", "-q").strip().splitlines()[-1]}
 
 
-def pixels(bench: Bench) -> dict[str, Any]:
-    """Batches against those of NumPy and Pillow, and against the same feed's once more."""
-    seen, bar = compared(*bench.sets["short-side"], bench.feed), GREY_LEVELS[bench.feed.device]
-    failed = {"failed": f"expected right labels, the same again, and less than {bar:g} grey levels"}
-    return asdict(seen) | ({} if seen.within(bar) else failed)
+def pixels(subject: Subject) -> dict[str, Any]:
+    """Compares batches of the loader with the NumPy and Pillow reference, and with a second run of the loader."""
+    from pipeline.loader.reference import compared
+
+    found = compared(*subject.sets["short-side"], subject.settings)
+    threshold = PIXEL_VALUE_THRESHOLDS[subject.settings.device]
+    expected = f"expected right labels, the same batches again, and a mean difference below {threshold:g} pixel values"
+    return asdict(found) | ({} if found.within(threshold) else {"failed": expected})
 
 
-def supply(bench: Bench) -> dict[str, Any]:
-    """img/s of the feed alone and the host's CPU time, by stored shape, share of the decoder engines, and threads."""
-    rivals = {f"hw_decoder_load {s:g}": replace(bench.feed, hw_decoder_load=s) for s in bench.scale.hw_decoder_loads}
-    rivals |= {f"{threads} threads": replace(bench.feed, threads=threads) for threads in bench.scale.threads}
-    found: dict[str, Any] = {"square": {"skipped": "no --square SHARDS"}, "else": asdict(bench.feed)}
-    for stored, (shards, basis) in bench.sets.items():
-        feeds = {name: partial(stage_batch_sizes, shards, basis, how, "full") for name, how in rivals.items()}
-        windows = measure_throughput(
-            feeds, bench.scale.window_s, bench.scale.rounds, discard=bench.feed.prefetched_batches
-        )
-        found[stored] = {name: asdict(rate) for name, rate in windows.items()}
+def supply(subject: Subject) -> dict[str, Any]:
+    """Measures img/s of the loader alone and the CPU time of the host, by stored shape, share of the GPU's JPEG engines
+    and number of threads."""
+    from pipeline.loader.loader import stage_batch_sizes
+    from pipeline.profiling.throughput import measure_throughput
+
+    scale, base = subject.scale, subject.settings
+    candidates = {f"hw_decoder_load {s:g}": replace(base, hw_decoder_load=s) for s in scale.hw_decoder_loads}
+    candidates |= {f"{threads} threads": replace(base, threads=threads) for threads in scale.threads}
+    found: dict[str, Any] = {"square": {"skipped": "no --square SHARDS"}, "else": asdict(base)}
+    for stored, (shards, basis) in subject.sets.items():
+        loaders = {name: partial(stage_batch_sizes, shards, basis, how, "full") for name, how in candidates.items()}
+        measured = measure_throughput(loaders, scale.window_s, scale.rounds, discard=base.prefetched_batches)
+        found[stored] = {name: asdict(throughput) for name, throughput in measured.items()}
     return found
 
 
-def demand(bench: Bench) -> dict[str, Any]:
-    """img/s of the training step on replayed batches, window by window, by batch and precision, in eager mode, which is
-    all that the trainer has; torchvision's AlexNet, another and easier net, beside it where there is one."""
-    nets: dict[str, Any] = {"": Bench.net}
+def demand(subject: Subject) -> dict[str, Any]:
+    """Measures img/s of the training step on replayed batches, for each window, by batch size and precision.
+
+    Steps run in eager mode, as in training. torchvision's AlexNet, a different and cheaper network, is measured for
+    comparison if torchvision is installed.
+    """
+    networks: dict[str, Any] = {"": Subject.net}
     found: dict[str, Any] = {"torchvision": {"skipped": "it is not installed"}}
     if importlib.util.find_spec("torchvision"):
-        nets["torchvision, "], found["torchvision"] = torchvision_net, version("torchvision")
-    for rows in bench.scale.batches:
-        kept = bench.made_up(rows)
-        for (name, make), precision in product(nets.items(), PRECISIONS):
-            model, optimizer = make(bench)
-            window = partial(replay_rate, model, optimizer, kept, bench.scale.window_s, precision)
-            found[f"{name}batch {rows}, {precision}"] = [window() for _ in range(bench.scale.rounds)]
+        networks["torchvision, "], found["torchvision"] = torchvision_net, version("torchvision")
+    for rows in subject.scale.replay_batches:
+        batches = subject.random_batches(rows)
+        for (name, make), precision in product(networks.items(), PRECISIONS):
+            model, optimizer = make(subject)
+            window = partial(replay_img_s, model, optimizer, batches, subject.scale.window_s, precision)
+            found[f"{name}batch {rows}, {precision}"] = [window() for _ in range(subject.scale.rounds)]
     return found
 
 
-def replay_rate(model: Any, optimizer: Any, kept: list[Batch], seconds: float, precision: str) -> float:
-    """img/s of steps on batches that are there."""
+def replay_img_s(model: Any, optimizer: Any, batches: list[Batch], window_s: float, precision: str) -> float:
+    """img/s of training steps on batches that are on the device, in one window."""
+    from model.dropout import DropoutDraws
+    from model.trainer import train_step, wait_for
+    from pipeline.profiling.windows import TrainerUnderTest, measure_demand
 
     def step(batch: Batch) -> None:
         train_step(model, optimizer, batch, DropoutDraws(0, 0), precision)
 
-    settle = partial(wait_for, kept[0].images.device)
-    return measure_demand(TrainerUnderTest[Batch](lambda batch: len(batch.labels), step, settle), kept, seconds)
+    def images(batch: Batch) -> int:
+        return len(batch.labels)
+
+    settle = partial(wait_for, batches[0].images.device)
+    return measure_demand(TrainerUnderTest(images, step, settle), batches, window_s)
 
 
-def torchvision_net(bench: Bench) -> tuple[Any, Any]:
-    """torchvision's network, to be called as ours is, and torch's update rule."""
-    net = importlib.import_module("torchvision.models").alexnet().to(bench.feed.device)
+def torchvision_net(subject: Subject) -> tuple[Any, Any]:
+    """torchvision's network, with the interface of this project's one, and torch's optimizer."""
+    import torch
+
+    net = importlib.import_module("torchvision.models").alexnet().to(subject.settings.device)
     net.towers, forward = TOWERS, net.forward
-    net.forward = lambda images, *_: forward(images / 60)  # it is made for images of unit spread
+    net.forward = lambda images, *_: forward(images / 60)  # it expects images with standard deviation 1
     return net, torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
 
 
-def shares(bench: Bench) -> dict[str, Any]:
-    """What the step's time on the device goes to, by precision."""
-    found, kept = {}, bench.made_up(bench.scale.batch)
+def shares(subject: Subject) -> dict[str, Any]:
+    """Measures the shares of a step's time on the device by kind of work, for each precision."""
+    import torch
+
+    from model.step_profile import step_shares
+
+    found, batches = {}, subject.random_batches(subject.scale.batch)
     for precision in PRECISIONS:
-        replay = partial(replay_rate, *bench.net(), kept, bench.scale.window_s / 20, precision)
-        replay()  # first use
-        found[precision] = step_shares(replay, torch.device(bench.feed.device))
+        replay = partial(replay_img_s, *subject.net(), batches, subject.scale.window_s / 20, precision)
+        replay()  # warm-up
+        found[precision] = step_shares(replay, torch.device(subject.settings.device))
     return found
 
 
-def together(bench: Bench) -> dict[str, Any]:
-    """The stall report of a run of train.py, by precision: AU, parts, overlap, and the gaps on the device."""
+def together(subject: Subject) -> dict[str, Any]:
+    """Runs train.py for each precision and keeps its stall report: accelerator utilisation (AU), the parts of the
+    stall, overlap, and gaps on the device."""
     found = {}
     with TemporaryDirectory() as runs:
-        for name in PRECISIONS:
-            how = ["--precision", name, "--steps", bench.scale.steps, "--stall-seconds", 5 * bench.scale.window_s]
-            bench.train(Path(runs) / name, *how)
-            found[name] = json.loads((Path(runs) / name / "stall.json").read_text())
+        for precision in PRECISIONS:
+            length = ["--steps", subject.scale.steps, "--stall-seconds", 5 * subject.scale.window_s]
+            subject.train(Path(runs) / precision, "--precision", precision, *length)
+            found[precision] = json.loads((Path(runs) / precision / "stall.json").read_text())
     return found
 
 
-def pair(bench: Bench) -> dict[str, Any]:
-    """Losses of a few steps without TF32, a tower on each of two ranks (which share a lone GPU), and on one."""
+def pair(subject: Subject) -> dict[str, Any]:
+    """Compares losses of a few steps without TF32: a tower on each of two ranks (which share the GPU if there is only
+    one), and both towers on one rank."""
+    import torch
+
     if not torch.distributed.is_available():
         return {"skipped": "this torch has no torch.distributed"}
     losses = {}
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+    options = ["--steps", 4, "--lr-scale", GENTLE, "--log-every", 1, "--stall-seconds", 0]
     with TemporaryDirectory() as runs:
-        for name, by in (("alone", ()), ("pair", torchrun)):
-            options = ["--steps", 4, "--lr-scale", GENTLE, "--log-every", 1, "--stall-seconds", 0]
-            bench.train(Path(runs) / name, *options, by=by, NVIDIA_TF32_OVERRIDE="0")
+        for name, launcher in (("alone", ()), ("pair", torchrun)):
+            subject.train(Path(runs) / name, *options, launcher=launcher, NVIDIA_TF32_OVERRIDE="0")
             lines = (Path(runs) / name / "metrics.jsonl").read_text().splitlines()
             losses[name] = [json.loads(line)["loss"] for line in lines]
-    off = max(abs(a / b - 1) for a, b in zip(losses["pair"], losses["alone"], strict=True))
-    found = {"losses": losses, "relative_difference": off}
-    return found if off <= SAME_LOSS else {**found, "failed": f"losses are {off:.2g} apart, want {SAME_LOSS:g}"}
+    difference = max(abs(a / b - 1) for a, b in zip(losses["pair"], losses["alone"], strict=True))
+    found = {"losses": losses, "relative_difference": difference}
+    if difference > SAME_LOSS:
+        found["failed"] = f"losses differ by {difference:.2g} (relative), expected at most {SAME_LOSS:g}"
+    return found
 
 
 CHECKS = {check.__name__: check for check in (tests, pixels, supply, demand, shares, together, pair)}
@@ -216,48 +267,72 @@ CHECKS = {check.__name__: check for check in (tests, pixels, supply, demand, sha
 
 def main() -> int:
     """Runs the checks; returns the exit code."""
-    args = arguments()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch sees no CUDA device here; to try the checks without one, add --device cpu --quick")
-    opened = {"short-side": open_shards(args.shards)} | ({"square": open_shards(args.square)} if args.square else {})
-    sets = {name: (each, rgb_pca.load(each.folder / "eigenbasis.json", each)) for name, each in opened.items()}
-    scale = QUICK if args.quick else Scale()
-    bench = Bench(sets, LoaderSettings(batch=scale.batch, device=args.device), scale)
+    args = parse()
+    import torch
+
+    from pipeline.loader.settings import check_device
+
+    check_device(args.device)
+    subject = open_subject(args)
     checks = dict[str, dict[str, Any]]()
-    now, device = datetime.now(UTC), torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
-    record = {
-        "date": now.isoformat(timespec="seconds"),
-        "device": device,
-        "machine": describe_machine(),  # with the driver
-        "versions": {name: version(name) for name in PACKAGES},
-        "git_commit": git_commit(),
-        "scale": asdict(scale),
-        "checks": checks,
-    }
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+    now = datetime.now(UTC)
+    record = {**describe(device, now, subject.scale), "checks": checks}
     path = args.out / f"gpu-{'-'.join(device.lower().split())}-{now:%Y%m%d-%H%M%S}.json"
     for name in args.only or CHECKS:
         started_s = time.perf_counter()
         try:
-            found = CHECKS[name](bench)
-        except Exception as error:  # whatever it is, the others go on
+            found = CHECKS[name](subject)
+        except Exception as error:  # one broken check must not stop the others
             found = {"failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         checks[name] = {**found, "seconds": time.perf_counter() - started_s}
-        word = next((f"{word}: {found[word]}" for word in ("failed", "skipped") if word in found), "done")
-        print(f"{name:10}{checks[name]['seconds']:8.1f} s  {word}", flush=True)
+        outcome = next((f"{key}: {found[key]}" for key in ("failed", "skipped") if key in found), "done")
+        print(f"{name:10}{checks[name]['seconds']:8.1f} s  {outcome}", flush=True)
         write_json(path, record)
     print(f"written to {path}")
     return int(any("failed" in found for found in checks.values()))
 
 
-def arguments() -> argparse.Namespace:
+def open_subject(args: argparse.Namespace) -> Subject:
+    """Opens the shard sets with their eigenbasis."""
+    from pipeline import rgb_pca
+    from pipeline.loader.settings import LoaderSettings
+    from pipeline.shards.reader import open_shards
+
+    folders = {"short-side": args.shards} | ({"square": args.square} if args.square else {})
+    sets = {}
+    for stored, folder in folders.items():
+        shards = open_shards(folder)
+        sets[stored] = (shards, rgb_pca.load(shards.folder / "eigenbasis.json", shards))
+    scale = QUICK if args.quick else Scale()
+    return Subject(sets, LoaderSettings(batch=scale.batch, device=args.device), scale)
+
+
+def describe(device: str, now: datetime, scale: Scale) -> dict[str, Any]:
+    """What the record says of the run before its checks: date, machine (with the GPU driver), versions, scale."""
+    from pipeline.profiling.machine import describe_machine
+    from tools.train import git_commit
+
+    return {
+        "date": now.isoformat(timespec="seconds"),
+        "device": device,
+        "machine": describe_machine(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "scale": asdict(scale),
+    }
+
+
+def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help="a train shard set")
-    parser.add_argument("--square", type=Path, metavar="SHARDS", help="the same, sharded with --stored square")
-    parser.add_argument("--device", choices=get_args(Device), default="cuda", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a small net and short windows, to try the checks")
-    parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"some of {', '.join(CHECKS)}")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="default: %(default)s")
+    add = parser.add_argument
+    add("shards", type=Path, metavar="SHARDS", help="a train shard set")
+    add("--square", type=Path, metavar="SHARDS", help="the same images, sharded with --stored square")
+    add("--device", choices=("cpu", "cuda"), default="cuda", help="cpu: to try the checks; default: %(default)s")
+    add("--quick", action="store_true", help="a small network and short windows, to try the checks")
+    add("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"run only some of {', '.join(CHECKS)}")
+    add("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="default: %(default)s")
     return parser.parse_args()
 
 

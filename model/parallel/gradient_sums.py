@@ -1,30 +1,38 @@
-"""TODO-DOC model.parallel.gradient_sums (from model.exchange)."""
+"""Sums of parameter gradients over the parts of the batch, started during the backward pass.
+
+This is data parallelism as in `DistributedDataParallel`, reduced to what towers need: each rank sums only the
+parameters of the towers that it holds, over the ranks that hold the same ones.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from model.parallel.ranks import AsyncHandle, Ranks
 
-BUCKET_BYTES = 4 << 20  # smaller gradients are summed together
+BUCKET_BYTES = 4 << 20  # gradients smaller than this share a bucket
 
 
 class _Bucket:
-    """Gradients that are summed over the parts of the batch in one go."""
+    """Gradients that are summed in one operation."""
 
     def __init__(self) -> None:
         self.parameters: list[nn.Parameter] = []
         self.bytes = self.ready = 0
         self.flat: Tensor | None = None
-        self.flight: AsyncHandle | None = None
+        self.handle: AsyncHandle | None = None
 
 
 class GradientSums:
-    """Sums gradients over the data parts, each bucket as soon as backward has made all of it; the last layer's are
-    first. A large gradient is its own bucket and is summed in place, small ones are copied together."""
+    """Sums gradients over the data ranks.
+
+    A sum starts as soon as the backward pass has computed all gradients of a bucket. Buckets are filled from the last
+    layer to the first, since the backward pass computes gradients in that order. A large gradient has its own bucket
+    and is summed in place; small gradients are copied into one tensor, since each operation has a fixed cost.
+    """
 
     def __init__(self, ranks: Ranks, model: nn.Module) -> None:
         self._ranks = ranks
@@ -37,31 +45,32 @@ class GradientSums:
                 self._buckets.append(bucket)
             bucket.parameters.append(parameter)
             bucket.bytes += size
+            # This hook runs when `parameter.grad` is complete, unlike a tensor hook, which runs before it is stored.
             parameter.register_post_accumulate_grad_hook(self._hook(bucket))  # type: ignore[no-untyped-call]
 
-    def _hook(self, bucket: _Bucket) -> Any:
-        def made(parameter: Tensor) -> None:
+    def _hook(self, bucket: _Bucket) -> Callable[[Tensor], None]:
+        def gradient_is_ready(parameter: Tensor) -> None:
             bucket.ready += 1
             if bucket.ready == len(bucket.parameters):
-                self._launch(bucket)
+                self._start(bucket)
 
-        return made
+        return gradient_is_ready
 
-    def _launch(self, bucket: _Bucket) -> None:
+    def _start(self, bucket: _Bucket) -> None:
         gradients = [parameter.grad for parameter in bucket.parameters if parameter.grad is not None]
         bucket.flat = torch.cat([g.flatten() for g in gradients]) if len(gradients) > 1 else gradients[0]
-        bucket.flight = self._ranks.add_up(bucket.flat)
+        bucket.handle = self._ranks.start_sum(bucket.flat)
 
     def finish(self) -> None:
-        """Waits for all sums and puts them where the update looks for them."""
-        self._ranks.mark("adding up the gradients")
+        """Waits for all sums and stores them in `parameter.grad`, where the optimizer reads them."""
+        self._ranks.mark("summing the gradients")
         for bucket in self._buckets:
-            assert bucket.flight is not None and bucket.flat is not None, "a gradient was not made"
+            assert bucket.handle is not None and bucket.flat is not None, "the backward pass left out a gradient"
             with self._ranks.spans.span("sums"):
-                bucket.flight.wait()
+                bucket.handle.wait()
             if len(bucket.parameters) > 1:
                 sizes = [parameter.numel() for parameter in bucket.parameters]
                 pieces = torch.split(bucket.flat, sizes)
                 for parameter, summed in zip(bucket.parameters, pieces, strict=True):
                     parameter.grad = summed.view_as(parameter)
-            bucket.flat, bucket.flight, bucket.ready = None, None, 0
+            bucket.flat, bucket.handle, bucket.ready = None, None, 0

@@ -1,4 +1,8 @@
-"""TODO-DOC model.parallel.half_batches (from model.exchange)."""
+"""Joins the halves of a batch that the two ranks of a tower pair decoded.
+
+Both towers need every image of their part of the batch. To decode none twice, each rank decodes half, and the halves
+are swapped between the devices while the previous step is trained.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from model.batch import Batch
-from model.parallel.ranks import Ranks
+from model.parallel.ranks import AsyncHandle, Ranks
 from model.shapes import TOWERS
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """The rows of both ranks of a pair, tower 0's first: what one rank alone would have had."""
+    """The rows of both ranks of a pair, those of tower 0's rank first: the rows that a single rank would have."""
 
     images: Tensor
     labels: Tensor
@@ -23,52 +27,58 @@ class PairBatch:
 
 
 def whole_batches(batches: Iterator[Batch], ranks: Ranks, uneven: bool = False) -> Generator[Batch]:
-    """The batches of a pair, of which each rank decoded half: halves are swapped between the devices, each while the
-    step before is taken. `uneven` where the halves may differ by a row. Without a pair: `batches` themselves.
+    """Yields the batches of a pair, from this rank's halves.
 
-    Close it where it is not used up, on both ranks after the same step.
+    The swap of a batch starts one batch early. So close the generator if you do not use it up, on both ranks after the
+    same batch: `contextlib.closing`. Closing waits for the pending swap, whose partner waits for it, too.
+
+    Args:
+        batches: the rows that this rank decoded.
+        ranks: this rank among the others. If it is in no pair, `batches` are yielded unchanged.
+        uneven: whether the halves of a batch may differ by a row; the ranks then tell each other their number of rows.
     """
     if not ranks.place.is_pair:
         yield from batches
         return
-    ahead = None
+    pending = None
     try:
         while True:
-            ranks.mark("waiting for its batch")
+            ranks.mark("waiting for the next batch")
             batch = next(batches, None)
             following = None if batch is None else _Halves(batch, ranks, uneven)
-            ready, ahead = ahead, following
-            if ready is not None:
-                yield ready.land()
-            if ahead is None:
+            current, pending = pending, following
+            if current is not None:
+                yield current.wait()
+            if pending is None:
                 return
     finally:
-        if ahead is not None:
-            ahead.land()
+        if pending is not None:
+            pending.wait()
 
 
 class _Halves:
-    """One batch while its halves are on their way."""
+    """A batch whose halves are being swapped."""
 
     def __init__(self, batch: Batch, ranks: Ranks, uneven: bool) -> None:
-        mine = len(batch.labels)
-        others = ranks.peer_rows(mine) if uneven else mine
-        own, other = (slice(0, mine), slice(mine, mine + others))
+        own_rows = len(batch.labels)
+        other_rows = ranks.swap_row_counts(own_rows) if uneven else own_rows
+        own, other = (slice(0, own_rows), slice(own_rows, own_rows + other_rows))
         if ranks.place.towers == TOWERS[1:]:
-            own, other = slice(others, mine + others), slice(0, others)
+            own, other = slice(other_rows, own_rows + other_rows), slice(0, other_rows)
         self._ranks = ranks
-        parts, self._flights = [], []
+        self._handles: list[AsyncHandle] = []
+        joined = []
         for half in (batch.images, batch.labels):
-            both = half.new_empty(mine + others, *half.shape[1:])
+            both = half.new_empty(own_rows + other_rows, *half.shape[1:])
             both[own] = half
-            self._flights.append(ranks.swap(both[own], both[other], "images"))
-            parts.append(both)
-        self._batch = PairBatch(parts[0], parts[1], batch.epoch, batch.step)
+            self._handles.append(ranks.start_swap(both[own], both[other], "images"))
+            joined.append(both)
+        self._batch = PairBatch(joined[0], joined[1], batch.epoch, batch.step)
 
-    def land(self) -> PairBatch:
-        """The whole, once it is there."""
+    def wait(self) -> PairBatch:
+        """Waits for the other half; returns the whole batch."""
         self._ranks.mark("swapping halves of the images")
         with self._ranks.spans.span("swap"):
-            while self._flights:
-                self._flights.pop().wait()
+            while self._handles:
+                self._handles.pop().wait()
         return self._batch

@@ -1,4 +1,4 @@
-"""The device's clock against a plain twin of a device: nothing is lost, nothing counted twice, and nobody waits."""
+"""The device clock on a simulated device: no time is lost or counted twice, and only `finish` waits."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ from model.parallel.ranks import SINGLE_RANK, Ranks
 from model.trainer import Hooks, LoopSettings, StepTimes, Trainer
 from tests.support.rank_jobs import EPOCHS, SEED, STEPS, ignore, make, parts
 
-UPDATES = STEPS + 2
+OPTIMIZER_STEPS = STEPS + 2
 IDLE_S, QUEUED, CYCLES = 0.05, 8, 40_000_000  # cycles: some 20 ms
 
 
 class Device:
-    """Takes work in order, each piece as soon as the one before is done; milliseconds on a clock that only `host` and
-    waiting move. Whole numbers, so that sums are exact."""
+    """A simulated device. It works through its queue in order, in milliseconds of a clock that only `host` and waiting
+    advance. All times are whole numbers, so that sums are exact."""
 
     def __init__(self) -> None:
         self.now = self.free = self.waited = 0
 
     def host(self, ms: int) -> None:
-        """The host does something else."""
+        """The host does other work."""
         self.now += ms
 
     def work(self, ms: int) -> None:
-        """Queued; the host goes on at once."""
+        """Queues work; the host continues at once."""
         self.free = max(self.now, self.free) + ms
 
     def event(self) -> DeviceEvent:
-        """As torch.cuda.Event(enable_timing=True)."""
+        """Like torch.cuda.Event(enable_timing=True)."""
         return DeviceEvent(self)
 
 
 class DeviceEvent:
-    """The twin of a CUDA event: it knows when it will be passed, and says so only then."""
+    """A simulated CUDA event."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.at = device, -1
 
     def record(self) -> None:
-        """Where the queue ends now."""
+        """Sets it to the present end of the queue."""
         self.at = max(self.device.now, self.device.free)
 
     def query(self) -> bool:
-        """Passed by now."""
+        """Whether the device has passed it."""
         assert self.at >= 0, "never recorded"
         return self.device.now >= self.at
 
     def synchronize(self) -> None:
-        """Moves the clock on, and counts by how much."""
+        """Advances the clock, and counts by how much."""
         self.device.waited += max(0, self.at - self.device.now)
         self.device.now = max(self.device.now, self.at)
 
     def elapsed_time(self, end: DeviceEvent) -> float:
-        """In thousands."""
+        """Times 1000, so that the seconds of the clock under test are milliseconds here."""
         assert self.query() and end.query(), "not ready"
-        return 1000.0 * (end.at - self.at)  # so that the clock's seconds are the twin's milliseconds
+        return 1000.0 * (end.at - self.at)
 
 
 def stretch(device: Device, clock: DeviceClock, rng: random.Random, steps: int) -> tuple[list[DeviceTimes], int]:
-    """Steps at random, read at random; what was read, and the time from first begin to last end."""
+    """Random steps, read at random times. Returns what was read, and the time from first begin to last end."""
     read: list[DeviceTimes] = []
     first = None
     for _ in range(steps):
@@ -80,19 +80,19 @@ def stretch(device: Device, clock: DeviceClock, rng: random.Random, steps: int) 
         if rng.random() < 0.4:
             read += clock.passed()
     last = max(device.now, device.free)
-    assert device.waited == 0, "nobody waits before finish"
+    assert device.waited == 0, "something waited before finish"
     read += clock.finish()
     device.waited = 0
     assert first is not None
     return read, last - first
 
 
-@pytest.mark.parametrize("in_flight", [1, 2, 5, 64])
+@pytest.mark.parametrize("max_pending", [1, 2, 5, 64])
 @pytest.mark.parametrize("seed", range(25))
-def test_gaps_and_steps_add_up(seed: int, in_flight: int):
-    """To the time from first begin to last end of every stretch, with every step counted once."""
+def test_gaps_and_steps_add_up(seed: int, max_pending: int):
+    """Their sum is the time from first begin to last end of every stretch, and every step counts once."""
     device, rng = Device(), random.Random(seed)
-    clock = DeviceClock(device.event, in_flight)
+    clock = DeviceClock(device.event, max_pending)
     for _ in range(3):
         steps = rng.randrange(1, 30)
         read, total = stretch(device, clock, rng, steps)
@@ -100,13 +100,13 @@ def test_gaps_and_steps_add_up(seed: int, in_flight: int):
         assert sum((times.gap_s or 0) + times.step_s for times in read) == total
         assert sum(times.steps for times in read) == steps
         assert all(times.step_s >= 0 and (times.gap_s or 0) >= 0 for times in read)
-        assert in_flight < 64 or len(read) == steps
-        device.host(1000)  # between stretches: nobody's
+        assert max_pending < 64 or len(read) == steps
+        device.host(1000)  # between stretches: in no gap
     assert clock.passed() == clock.finish() == []
 
 
 def test_gaps_are_when_the_device_had_nothing_to_do():
-    """Queued steps follow without one; a host that is late makes one as long as the device was idle."""
+    """Queued steps have no gap; a late host makes a gap as long as the device was idle."""
     device = Device()
     clock = DeviceClock(device.event)
     for late in (0, 0, 50):
@@ -119,15 +119,15 @@ def test_gaps_are_when_the_device_had_nothing_to_do():
     assert clock.finish() == [DeviceTimes(10.0, 20.0)]
 
 
-def test_no_more_than_so_many_are_in_flight():
-    """While the device passes nothing, no further event is made; what comes is measured with the last."""
+def test_no_more_than_the_maximum_is_pending():
+    """While the device passes no event, no further events are made; later steps are measured with the last one."""
     device, made = Device(), list[DeviceEvent]()
 
     def event() -> DeviceEvent:
         made.append(device.event())
         return made[-1]
 
-    clock = DeviceClock(event, in_flight=3)
+    clock = DeviceClock(event, max_pending=3)
     for _ in range(10):
         clock.begin()
         device.work(5)
@@ -138,27 +138,27 @@ def test_no_more_than_so_many_are_in_flight():
 
 
 def fitted(trainer: Trainer, batches: Iterator) -> tuple[list[DeviceTimes], list[dict], list[StepTimes]]:
-    """What the loop told its hooks."""
+    """What the loop passed to its hooks: device times, lines of metrics, host times."""
     device, lines, host = list[DeviceTimes](), list[dict](), list[StepTimes]()
     hooks = Hooks(lambda _, times: host.append(times), lines.append, ignore, ignore, bool, device.append)
     assert trainer.fit(batches, hooks)
     return device, lines, host
 
 
-def loop_of(ranks: Ranks, optimizer_steps: int = UPDATES) -> Trainer:
-    """An epoch and two steps, a line every two steps, and a checkpoint every three."""
+def loop_of(ranks: Ranks, optimizer_steps: int = OPTIMIZER_STEPS) -> Trainer:
+    """A loop over an epoch and two steps, with a line every two steps and a checkpoint every three."""
     model, optimizer, towers = make(ranks)
     settings = LoopSettings(EPOCHS, STEPS, SEED, log_every=2, max_optimizer_steps=optimizer_steps, save_every=3)
     return Trainer(model, optimizer, settings, TrainState.start(), towers)
 
 
 def test_the_loop_measures_every_step_once_and_no_gap_over_a_pause():
-    """What follows an epoch's end (5) or a checkpoint (3, 6) has none. On the CPU there is no such clock."""
+    """Steps after an epoch's end (5) or a checkpoint (3, 6) have no gap. On the CPU there is no device clock."""
     device, trainer = Device(), loop_of(SINGLE_RANK)
 
     def batches() -> Iterator:
         for batch in parts(SINGLE_RANK):
-            device.work(7)  # which this clock takes for the gap's, since it comes before begin
+            device.work(7)  # before begin, so the clock counts it as a gap
             yield batch
 
     trainer.clock = DeviceClock(device.event)
@@ -175,7 +175,7 @@ def test_the_loop_measures_every_step_once_and_no_gap_over_a_pause():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_an_idle_gpu_shows_as_a_gap_and_a_busy_one_does_not():
-    """A host that does nothing for a while after the device is through; then steps that are all in the queue."""
+    """The host sleeps after the device has finished: a gap. Then all steps are in the queue: no gaps."""
     clock = device_clock(torch.device("cuda"))
     for _ in range(2):
         clock.begin()
@@ -184,8 +184,8 @@ def test_an_idle_gpu_shows_as_a_gap_and_a_busy_one_does_not():
         torch.cuda.synchronize()
         time.sleep(IDLE_S)
     first, idle = clock.finish()
-    assert first.gap_s is None and idle.gap_s >= IDLE_S * 0.99  # two clocks, of which each has its own second
-    torch.cuda._sleep(CYCLES)  # the host's lead
+    assert first.gap_s is None and idle.gap_s >= IDLE_S * 0.99  # the clocks of host and device differ a little
+    torch.cuda._sleep(CYCLES)  # gives the host time to queue the steps
     for _ in range(QUEUED):
         clock.begin()
         torch.cuda._sleep(CYCLES)
@@ -197,8 +197,8 @@ def test_an_idle_gpu_shows_as_a_gap_and_a_busy_one_does_not():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_loop_on_a_gpu_has_the_device_s_times():
+def test_the_loop_on_a_gpu_has_device_times():
     ranks = Ranks(device=torch.device("cuda"))
     times, lines, host = fitted(loop_of(ranks), parts(ranks))
-    assert len(times) == len(host) == UPDATES and all(t.step_s > 0 for t in times)
+    assert len(times) == len(host) == OPTIMIZER_STEPS and all(t.step_s > 0 for t in times)
     assert any(line.get("device_gap_s", -1) >= 0 for line in lines)

@@ -1,4 +1,4 @@
-"""The update rule of 2012 against a plain twin, and against the SGD of torch."""
+"""The optimizer of 2012 against a plain NumPy twin and against torch.optim.SGD."""
 
 from dataclasses import replace
 
@@ -24,29 +24,31 @@ def give_gradients(net: nn.Module, step: int) -> None:
         parameter.grad = torch.from_numpy(draws.normal(size=parameter.shape))
 
 
-def changing_rates(step: int) -> dict[str, LayerLearningRates]:
-    """Rates that fall, with the biases' apart, and conv1 frozen for a while."""
+def changing_learning_rates(step: int) -> dict[str, LayerLearningRates]:
+    """Learning rates that fall, other ones for biases, and conv1 frozen for a while."""
     now = dict.fromkeys(LAYERS, LayerLearningRates(0.1 / (1 + step // 6), 0.2 / (1 + step // 9)))
     return now | ({"conv1": LayerLearningRates(0.0, 0.0)} if 8 <= step < 12 else {})
 
 
 def test_the_rule_is_that_of_the_paper() -> None:
-    """Twenty steps with changing rates: v <- m v - e g - e d w; w <- w + v, in NumPy; decay on weights only."""
+    """Twenty steps with changing learning rates e: v <- m v - e g - e d w, w <- w + v, in NumPy; only weights decay."""
     net = small_net()
     twin = {name: parameter.detach().numpy().copy() for name, parameter in net.named_parameters()}
     velocity = {name: np.zeros_like(values) for name, values in twin.items()}
-    optimizer = Momentum2012(net.named_parameters(), SOURCE2012, changing_rates(0))
+    optimizer = Momentum2012(net.named_parameters(), SOURCE2012, changing_learning_rates(0))
     for step in range(20):
-        now = changing_rates(step)
+        now = changing_learning_rates(step)
         set_learning_rates(optimizer, now)
         give_gradients(net, step)
         optimizer.step()
         for name, parameter in net.named_parameters():
             layer, kind = name.split(".")
-            rate, decay = (now[layer].weight, 0.0005) if kind == "weight" else (now[layer].bias, 0.0)
-            if rate > 0:
+            learning_rate, decay = (now[layer].weight, 0.0005) if kind == "weight" else (now[layer].bias, 0.0)
+            if learning_rate > 0:
                 assert parameter.grad is not None
-                velocity[name] = 0.9 * velocity[name] - rate * parameter.grad.numpy() - rate * decay * twin[name]
+                velocity[name] = (
+                    0.9 * velocity[name] - learning_rate * parameter.grad.numpy() - learning_rate * decay * twin[name]
+                )
                 twin[name] = twin[name] + velocity[name]
     for name, parameter in net.named_parameters():
         np.testing.assert_allclose(parameter.detach().numpy(), twin[name], rtol=1e-12)
@@ -54,8 +56,8 @@ def test_the_rule_is_that_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("changes", [False, True])
-def test_it_is_torch_sgd_until_a_rate_changes(changes: bool) -> None:
-    """With a constant rate both rules give the same parameters; after a change they do not."""
+def test_it_equals_torch_sgd_until_a_learning_rate_changes(changes: bool) -> None:
+    """With constant learning rates both rules give the same parameters; after a change they differ."""
     ours, theirs = small_net(), small_net()
     decays = replace(SOURCE2012, bias_decay=SOURCE2012.weight_decay)
     optimizer = Momentum2012(ours.named_parameters(), decays, EVEN)
@@ -72,8 +74,8 @@ def test_it_is_torch_sgd_until_a_rate_changes(changes: bool) -> None:
     assert all(torch.allclose(a, b, rtol=1e-12, atol=0) is not changes for a, b in pairs)
 
 
-def test_rate_zero_freezes_to_the_bit() -> None:
-    """A frozen layer keeps parameters and velocities bit for bit, and needs no gradient; the others move."""
+def test_learning_rate_zero_freezes_bit_for_bit() -> None:
+    """A frozen layer keeps parameters and velocities, and needs no gradient; other layers change."""
     net = small_net()
     optimizer = Momentum2012(net.named_parameters(), SOURCE2012, EVEN)
     give_gradients(net, 0)
@@ -94,15 +96,15 @@ def prefixed(optimizer: Momentum2012) -> list[tuple[str, torch.Tensor]]:
 
 
 def test_a_learning_parameter_without_gradient_is_a_bug() -> None:
-    """A missing gradient is never taken for 0."""
+    """A missing gradient is an error, not 0."""
     net = small_net()
     optimizer = Momentum2012(net.named_parameters(), SOURCE2012, EVEN)
-    with pytest.raises(AssertionError, match=r"conv1\.weight has a rate but no gradient"):
+    with pytest.raises(AssertionError, match=r"conv1\.weight has a learning rate but no gradient"):
         optimizer.step()
 
 
-def test_groups_carry_name_rate_and_decay() -> None:
-    """One group per parameter; `set_learning_rates` reaches weights and biases of each layer apart."""
+def test_groups_have_name_learning_rate_and_decay() -> None:
+    """Each parameter is a group; `set_learning_rates` sets weights and biases of each layer separately."""
     net = small_net()
     optimizer = Momentum2012(net.named_parameters(), SOURCE2012, EVEN)
     set_learning_rates(optimizer, EVEN | {"fc8": LayerLearningRates(0.5, 0.25)})
@@ -116,7 +118,7 @@ def test_groups_carry_name_rate_and_decay() -> None:
 
 
 def test_velocities_restore_a_run() -> None:
-    """Parameters and velocities copied by name into a new optimiser continue the run exactly."""
+    """A new optimizer with copied parameters and velocities continues the run exactly."""
     first = small_net()
     optimizer = Momentum2012(first.named_parameters(), SOURCE2012, EVEN)
     for step in range(3):

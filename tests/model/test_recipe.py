@@ -1,4 +1,4 @@
-"""The recipes: what they disagree about, and the schedules as functions of the epoch."""
+"""The recipes: where they differ, and their schedules as functions of the epoch."""
 
 import json
 import math
@@ -19,8 +19,8 @@ from model.recipe import (
 )
 
 
-def test_recipes_go_by_name_and_the_first_is_the_source() -> None:
-    """Every recipe is found by its own name; an unknown name is refused with the known ones."""
+def test_recipes_are_found_by_name_and_the_source_is_first() -> None:
+    """Every recipe is found by its own name; the error for an unknown name lists the known ones."""
     assert all(recipe(name).name == name for name in RECIPES)
     assert next(iter(RECIPES)) == "source2012"
     with pytest.raises(ValueError, match="'caffe'; choose one of source2012, paper"):
@@ -28,13 +28,15 @@ def test_recipes_go_by_name_and_the_first_is_the_source() -> None:
 
 
 def test_paper_and_source_differ_where_they_should() -> None:
-    """Fields that differ are those that text and source disagree about; all others agree."""
+    """Exactly the fields differ on which text and source disagree."""
     differing = {
         field.name for field in fields(SOURCE2012) if getattr(SOURCE2012, field.name) != getattr(PAPER, field.name)
     }
-    expected = "name layers norm map_norm epochs rates plateau lighting lighting_noise_ends crop_positions"
+    expected = (
+        "name layers lrn lrn_within_map epochs learning_rates plateau lighting lighting_noise_ends crop_positions"
+    )
     assert differing == set(expected.split())
-    assert PAPER.norm == replace(SOURCE2012.norm, alpha=5 * SOURCE2012.norm.alpha)
+    assert PAPER.lrn == replace(SOURCE2012.lrn, alpha=5 * SOURCE2012.lrn.alpha)
     both = zip(SOURCE2012.layers, PAPER.layers, strict=True)
     assert [ours.name for ours, text in both if ours.weight_sd != text.weight_sd] == ["conv3", "conv4", "conv5"]
     assert [layer.weight_sd for layer in SOURCE2012.layers] == [0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01]
@@ -43,7 +45,7 @@ def test_paper_and_source_differ_where_they_should() -> None:
     for name in LAYERS:
         ours, text = SOURCE2012.layer(name), PAPER.layer(name)
         assert ours.bias == text.bias
-        assert sorted(set(ours.after) - {"map_norm"}) == sorted(text.after)
+        assert sorted(set(ours.after) - {"lrn_within_map"}) == sorted(text.after)
     assert SOURCE2012.layer("conv1").after.index("relu") > PAPER.layer("conv1").after.index("relu")
 
 
@@ -67,7 +69,7 @@ def test_paper_and_source_differ_where_they_should() -> None:
 def test_source_schedule_is_the_table_of_2012(
     epoch: int, conv1: tuple[float, float], others: tuple[float, float]
 ) -> None:
-    """A run of 91 epochs follows the run notes of 145, conv1 apart from the rest."""
+    """A run of 91 epochs follows the run notes in layers-145.cfg; conv1 has its own learning rates."""
     now = learning_rates(SOURCE2012, epoch, 91)
     assert list(now) == list(LAYERS)
     assert now["conv1"] == LayerLearningRates(*conv1)
@@ -77,7 +79,7 @@ def test_source_schedule_is_the_table_of_2012(
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 30, 91, 200])
 def test_a_run_of_any_length_keeps_the_proportions(epochs: int) -> None:
-    """A change comes within one epoch of its share of the run, never early, and rates only fall."""
+    """A change comes within one epoch after its share of the run, never before it, and learning rates only fall."""
     history = [learning_rates(SOURCE2012, epoch, epochs) for epoch in range(epochs)]
     for layer, first_with in (("fc8", 25), ("conv1", 72)):
         whole = learning_rates(SOURCE2012, first_with, 91)[layer]
@@ -91,7 +93,7 @@ def test_a_run_of_any_length_keeps_the_proportions(epochs: int) -> None:
 
 
 def test_epochs_outside_the_run_are_refused() -> None:
-    """Epochs count from 0 and end before `epochs`."""
+    """Epochs count from 0 and end before `epochs`; others raise an error."""
     for epoch in (-1, 10):
         with pytest.raises(ValueError, match=f"epoch {epoch} is not in a run of 10"):
             learning_rates(SOURCE2012, epoch, 10)
@@ -99,8 +101,8 @@ def test_epochs_outside_the_run_are_refused() -> None:
             lighting_noise(SOURCE2012, epoch, 10)
 
 
-def test_paper_rates_follow_reductions_alone() -> None:
-    """One rate for all layers and biases, a tenth for each reduction, whatever the epoch; the noise stays on."""
+def test_paper_learning_rates_follow_only_the_reductions() -> None:
+    """All parameters have one learning rate, a tenth after each reduction, in any epoch; lighting noise stays on."""
     for reductions in range(4):
         expected = pytest.approx(0.01 * 10**-reductions)
         for epoch in (0, 40, 89):
@@ -111,8 +113,8 @@ def test_paper_rates_follow_reductions_alone() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_rate_scale_scales_every_rate(name: str) -> None:
-    """A recipe with `learning_rate_scale` s has s times the rates, at any epoch; a scale that is not positive is refused."""
+def test_learning_rate_scale_is_a_factor_on_all_learning_rates(name: str) -> None:
+    """Factor s gives s times the learning rates in every epoch; a factor that is not positive raises an error."""
     plain, scaled = recipe(name), replace(recipe(name), learning_rate_scale=0.25)
     for epoch in (0, 30, 70, 85):
         for layer, now in learning_rates(scaled, epoch, plain.epochs, 1).items():
@@ -122,20 +124,22 @@ def test_rate_scale_scales_every_rate(name: str) -> None:
         replace(plain, learning_rate_scale=0.0)
 
 
-def test_plateau_divides_after_patience_and_stops_at_most() -> None:
-    """An error that never improves is reduced every `patience_epochs`, `most` times, and no more."""
+def test_plateau_reduces_after_its_patience_up_to_the_maximum() -> None:
+    """If the error never improves, a reduction comes every `patience_epochs`, up to `max_reductions`."""
     plateau = PAPER.plateau
     assert plateau is not None
     states = [PlateauState().step(0.5, plateau)]
     for _ in range(10 * plateau.patience_epochs):
         states.append(states[-1].step(0.5, plateau))
-    first_at = [next(i for i, state in enumerate(states) if state.reductions == n) for n in range(1, plateau.most + 1)]
-    assert first_at == [n * plateau.patience_epochs for n in range(1, plateau.most + 1)]
-    assert states[-1].reductions == plateau.most == 3
+    first_at = [
+        next(i for i, state in enumerate(states) if state.reductions == n) for n in range(1, plateau.max_reductions + 1)
+    ]
+    assert first_at == [n * plateau.patience_epochs for n in range(1, plateau.max_reductions + 1)]
+    assert states[-1].reductions == plateau.max_reductions == 3
 
 
 def test_plateau_waits_while_the_error_improves() -> None:
-    """Any new best error starts the wait again; equal is not better; a reduction keeps the best."""
+    """A new lowest error restarts the patience; an equal one or NaN does not. A reduction keeps the lowest error."""
     plateau = PAPER.plateau
     assert plateau is not None
     state = PlateauState()
@@ -152,13 +156,13 @@ def test_plateau_waits_while_the_error_improves() -> None:
 
 @pytest.mark.parametrize("state", [PlateauState(), PlateauState(0.375, 4, 2)])
 def test_plateau_state_survives_json(state: PlateauState) -> None:
-    """What a checkpoint writes is what it reads, also before the first validation."""
+    """A checkpoint reads what it wrote, also before the first validation (infinity)."""
     assert PlateauState(**json.loads(json.dumps(asdict(state)))) == state
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_can_be_written_down(name: str) -> None:
-    """A run folder can record every field as JSON."""
+    """Every field of a recipe can be written as JSON."""
     written = json.loads(json.dumps(asdict(recipe(name))))
     assert set(written) == {field.name for field in fields(SOURCE2012)}
     assert written["layers"][0]["after"] == list(recipe(name).layer("conv1").after)

@@ -1,27 +1,23 @@
-"""Training: resumed = uninterrupted, checkpoints are whole or absent, scores equal their plain twins."""
+"""Training: a resumed run equals an uninterrupted one, a step equals its plain twin, divergence is reported."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from model import checkpoint
 from model.alexnet import AlexNet
-from model.checkpoint import TrainState, latest, load_model, restore, save
+from model.checkpoint import TrainState, latest, restore, save
 from model.dropout import DropoutDraws
-from model.evaluation import evaluate, hits
 from model.optim import Momentum2012
-from model.recipe import PAPER, RECIPES, SOURCE2012, Plateau, Recipe, learning_rates
-from model.runs import RunFolder
+from model.recipe import PAPER, SOURCE2012, Plateau, Recipe, learning_rates
 from model.shapes import NetSpec
 from model.trainer import Diverged, Hooks, Interrupted, LoopSettings, Trainer, train_step
 
@@ -58,7 +54,7 @@ def make(recipe: Recipe = SOURCE2012) -> tuple[AlexNet, Momentum2012]:
 
 
 class Recorder:
-    """Hooks that keep every line and checkpoint, and stop when told."""
+    """Hooks that keep every line and checkpoint, and stop the run at a given optimizer step."""
 
     def __init__(self, folder: Path, stop_at: int | None = None, errors: dict[int, float] | None = None) -> None:
         self.folder, self.stop_at, self.errors = folder, stop_at, errors or {}
@@ -80,7 +76,7 @@ class Recorder:
 
 
 def run(folder: Path, recorder: Recorder, recipe: Recipe = SOURCE2012, log_every: int = 1) -> Trainer:
-    """Starts, or goes on from the last checkpoint in `folder`; saves at the end as the tool does on SIGTERM."""
+    """Starts, or resumes from the last checkpoint in `folder`; saves at the end, as train.py does on SIGTERM."""
     model, optimizer = make(recipe)
     last = latest(folder)
     state = restore(last, model, optimizer, seed=9) if last else TrainState.start()
@@ -91,13 +87,13 @@ def run(folder: Path, recorder: Recorder, recipe: Recipe = SOURCE2012, log_every
 
 
 def values(lines: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """The numbers of the lines that are not times."""
+    """The numbers of the lines, without times."""
     return [tuple(line[name] for name in ("epoch", "step", "loss", "top1", "lr")) for line in lines]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Any, ...]]]:
-    """A run that was never stopped: its folder and its lines, one every two steps."""
+    """An uninterrupted run: its folder and its lines, one every two steps."""
     folder = tmp_path_factory.mktemp("whole")
     recorder = Recorder(folder)
     run(folder, recorder, log_every=2)
@@ -106,7 +102,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[An
 
 @pytest.mark.parametrize("stop_at", range(1, EPOCHS * STEPS))
 def test_stopped_at_any_step_and_resumed_equals_uninterrupted(stop_at: int, whole, tmp_path: Path):
-    """Losses, rates and the last checkpoint's bytes, dropout and momentum included."""
+    """Losses, learning rates and the last checkpoint's bytes are the same, with dropout and momentum."""
     first, second = Recorder(tmp_path, stop_at), Recorder(tmp_path)
     run(tmp_path, first, log_every=2)
     run(tmp_path, second, log_every=2)
@@ -119,7 +115,7 @@ def test_stopped_at_any_step_and_resumed_equals_uninterrupted(stop_at: int, whol
 
 
 def test_stopped_in_a_validation_and_resumed_equals_uninterrupted(whole, tmp_path: Path):
-    """The state of its epoch's last step is saved; a resumed run validates first, and saves that state as validated."""
+    """The state after the epoch's last step is saved; a resumed run validates first, and saves it as validated."""
 
     class Stopped(Recorder):
         def hooks(self, trainer: Trainer) -> Hooks:
@@ -139,8 +135,8 @@ def test_stopped_in_a_validation_and_resumed_equals_uninterrupted(whole, tmp_pat
     assert (latest(tmp_path) / checkpoint.WEIGHTS).read_bytes() == (latest(whole[0]) / checkpoint.WEIGHTS).read_bytes()
 
 
-def test_killed_between_checkpoints_the_steps_since_are_taken_again(whole, tmp_path: Path):
-    """From the checkpoint of any epoch's end, what follows is what followed."""
+def test_killed_between_checkpoints_the_later_steps_are_taken_again(whole, tmp_path: Path):
+    """From the checkpoint at the end of any epoch, the same losses follow as in the uninterrupted run."""
     folder, lines = whole
     for epoch in range(1, EPOCHS):
         copy = tmp_path / str(epoch)
@@ -151,8 +147,8 @@ def test_killed_between_checkpoints_the_steps_since_are_taken_again(whole, tmp_p
 
 
 def test_the_plateau_survives_a_resume(tmp_path: Path):
-    """Validation that stops improving divides the rate, and a resumed run knows how often it did."""
-    rules = replace(PAPER, plateau=Plateau(divisor=10.0, most=3, patience_epochs=1))
+    """An error that stops improving divides the learning rate, and a resumed run remembers the reductions."""
+    rules = replace(PAPER, plateau=Plateau(divisor=10.0, max_reductions=3, patience_epochs=1))
     errors = {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.4}
     recorder = Recorder(tmp_path / "whole", errors=errors)
     run(tmp_path / "whole", recorder, rules)
@@ -170,20 +166,20 @@ def test_a_batch_of_another_step_is_refused(tmp_path: Path):
         trainer.fit(batches(step=1), Recorder(tmp_path).hooks(trainer))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_is_named(tmp_path: Path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path):
     def broken() -> Iterator[FakeBatch]:
         for batch in batches():
             yield replace(batch, images=batch.images * (math.nan if batch.step == 2 else 1))
 
     model, optimizer = make()
     trainer = Trainer(model, optimizer, LoopSettings(EPOCHS, STEPS, seed=9, log_every=1), TrainState.start())
-    with pytest.raises(Diverged, match="loss nan at update 3"):
+    with pytest.raises(Diverged, match="loss nan at optimizer step 3; lower the learning rates"):
         trainer.fit(broken(), Recorder(tmp_path).hooks(trainer))
     assert latest(tmp_path) is None
 
 
-def test_a_step_is_gradient_and_update_of_the_mean_cross_entropy():
-    """Twin: loss and gradient by hand, then v = -rate * (gradient + decay * w)."""
+def test_a_step_is_gradient_and_optimizer_step_of_the_mean_cross_entropy():
+    """Twin: loss and gradient by hand, then v = -lr * (gradient + decay * w)."""
     model, optimizer = make()
     plain, _ = make()
     batch, draws = next(batches()), DropoutDraws(9, 0)
@@ -198,7 +194,7 @@ def test_a_step_is_gradient_and_update_of_the_mean_cross_entropy():
 
 
 def test_bfloat16_trains_float32_weights_close_to_float32():
-    """Autocast changes a step by rounding, not by more."""
+    """Autocast changes a step only by rounding."""
     batch, draws, results = next(batches()), DropoutDraws(9, 0), {}
     for precision in ("float32", "bfloat16"):
         model, optimizer = make()
@@ -207,115 +203,3 @@ def test_bfloat16_trains_float32_weights_close_to_float32():
         results[precision] = loss.item()
     assert results["bfloat16"] != results["float32"]
     assert results["bfloat16"] == pytest.approx(results["float32"], rel=0.02)
-
-
-# ---- evaluation ---------------------------------------------------------------------------------------------------
-
-
-def test_scores_average_the_probabilities_of_the_views():
-    """Twin: softmax by view, mean over views, then everything from the mean."""
-    model, _ = make()
-    images, labels = torch.randn(6, 10, 3, 224, 224) * 60, torch.arange(6) % 5
-    parts = [FakeBatch(images[:4], labels[:4], 0, 0), FakeBatch(images[4:], labels[4:], 0, 1)]
-    scores = evaluate(model, parts)
-    with torch.no_grad():
-        probabilities = torch.stack([model.eval()(images[:, v]).double().softmax(1) for v in range(10)]).mean(0)
-    assert scores.loss == pytest.approx(F.nll_loss(probabilities.log(), labels).item(), rel=1e-6)
-    assert scores.top1 == pytest.approx((probabilities.argmax(1) == labels).double().mean().item())
-    assert (scores.top5, scores.images) == (1.0, 6)  # five classes
-
-
-def test_ties_score_in_shares():
-    """A right class among 3 equal ones for 2 places is a hit of 2/3; clear cases are 1 and 0."""
-    probabilities = torch.tensor([[0.4, 0.2, 0.2, 0.2], [0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1]])
-    right = probabilities[torch.arange(3), torch.tensor([1, 0, 0])][:, None]
-    torch.testing.assert_close(hits(probabilities, right, 1), torch.tensor([0.0, 0.25, 1.0]).double())
-    torch.testing.assert_close(hits(probabilities, right, 2), torch.tensor([1 / 3, 0.5, 1.0]).double())
-    torch.testing.assert_close(hits(probabilities, right, 3), torch.tensor([2 / 3, 0.75, 1.0]).double())
-
-
-# ---- checkpoints and run folders ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    model, optimizer = make()
-    train_step(model, optimizer, next(batches()), DropoutDraws(9, 0))
-    state = TrainState(0, 1, 1, SAVED_PLATEAU, [2.5, 1 / 3], [0.25])
-    save(tmp_path / "step-000000001", model, optimizer, state, seed=9)
-    return tmp_path / "step-000000001"
-
-
-SAVED_PLATEAU = replace(TrainState.start().plateau, best_error=0.1, reductions=1)
-
-
-def test_saved_is_restored_bit_for_bit(saved: Path):
-    model, optimizer = make()
-    state = restore(saved, model, optimizer, seed=9)
-    assert state == TrainState(0, 1, 1, SAVED_PLATEAU, [2.5, 1 / 3], [0.25])
-    again, update = make()
-    train_step(again, update, next(batches()), DropoutDraws(9, 0))
-    for (name, found), expected in zip(model.named_parameters(), again.parameters(), strict=True):
-        assert torch.equal(found, expected)
-        assert torch.equal(optimizer.velocities()[name], update.velocities()[name])
-    assert torch.equal(load_model(saved, RECIPES).conv1.weight, model.conv1.weight)
-
-
-def test_a_checkpoint_of_another_recipe_network_or_seed_is_refused(saved: Path):
-    with pytest.raises(ValueError, match=r"of another recipe \(name 'source2012', now 'paper'\)"):
-        restore(saved, *make(PAPER), seed=9)
-    other = AlexNet(NetSpec(classes=5, width=0.1))
-    with pytest.raises(ValueError, match=r"of another spec \(width 0.05, now 0.1\)"):
-        restore(
-            saved, other, Momentum2012(other.named_parameters(), SOURCE2012, learning_rates(SOURCE2012, 0, 1)), seed=9
-        )
-    with pytest.raises(ValueError, match=r"of another seed \(9, now 10\)"):
-        restore(saved, *make(), seed=10)
-
-
-@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.VELOCITIES, checkpoint.STATE])
-def test_a_damaged_checkpoint_is_named(saved: Path, name: str):
-    data = (saved / name).read_bytes()
-    (saved / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=rf"{name}: (missing or )?damaged"):
-        restore(saved, *make(), seed=9)
-
-
-def test_a_save_that_fails_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Temporary folder first: half a checkpoint is never found."""
-    monkeypatch.setattr(checkpoint, "VELOCITIES", "no/such/folder.safetensors")
-    model, optimizer = make()
-    with pytest.raises(Exception, match="No such file"):
-        save(tmp_path / "step-000000001", model, optimizer, TrainState.start(), seed=9)
-    assert latest(tmp_path) is None
-
-
-def test_pruning_keeps_the_last_checkpoints(whole, tmp_path: Path):
-    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
-    before = checkpoint.all_in(tmp_path)
-    checkpoint.prune(tmp_path, 2)
-    assert checkpoint.all_in(tmp_path) == before[-2:]
-    assert len(before) == EPOCHS
-
-
-def test_a_run_folder_is_not_used_twice_by_mistake(tmp_path: Path):
-    folder = RunFolder(tmp_path / "run")
-    config = {"must_match": {"batch": 128, "recipe": asdict(SOURCE2012)}}
-    folder.begin(config, resume=False)
-    with pytest.raises(ValueError, match="this run is there already; add --resume"):
-        folder.begin(config, resume=False)
-    folder.begin(config, resume=True)
-    with pytest.raises(ValueError, match="begun with batch 128, now 64; resume with the same"):
-        folder.begin({"must_match": {**config["must_match"], "batch": 64}}, resume=True)
-
-
-def test_metrics_of_steps_that_will_be_taken_again_are_dropped(tmp_path: Path):
-    """So the lines of a killed and resumed run are those of an uninterrupted one; half a line is dropped too."""
-    folder = RunFolder(tmp_path)
-    for step in (10, 20, 30):
-        folder.log({"step": step, "loss": step / 10})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 40, "lo')
-    folder.forget_after(20)
-    assert [line["step"] for line in folder.metrics()] == [10, 20]
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [10, 20]

@@ -1,16 +1,18 @@
-"""Kills a random rank at a random step, again and again, and compares each run with one that nothing happened to.
+"""Kills a random rank at a random step, in many runs, and compares each run with an uninterrupted one.
 
-    python tests/long_kill_ranks.py --runs 50
+    python tests/soak/kill_ranks.py --runs 50
 
-Every run is `torchrun --nproc-per-node 2 --max-restarts 3` on a small drawn sample; SIGKILL comes a random part of a
-step after a random step. Losses of all steps, and the bytes of the last checkpoint, must be those of the whole run.
-Prints a line a run and a summary; exits with 1 where one run differs. A run takes about 20 seconds on 2 cores.
+Every run is `torchrun --nproc-per-node 2 --max-restarts 3` on a small synthetic dataset. SIGKILL comes a random part of
+a step after a random step. The losses of all steps and the bytes of the last checkpoint must be those of the
+uninterrupted run. Prints a line for each run and a summary; exits with 1 if a run differs. A run takes about 20 seconds
+on 2 cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -32,7 +34,7 @@ LONGEST_PAUSE_S = 0.2  # a step takes about a tenth of a second
 
 
 def make_shards(root: Path) -> list[object]:
-    """The sample's shard sets; returns the arguments of training that all runs share."""
+    """Makes the shard sets; returns the arguments of train.py that all runs share."""
     make_sample(root / "sample", SAMPLE, workers=IN_PROCESS, progress=ignore)
     for split in ("train", "val"):
         make_split(open_source(root / "sample").listing(split), root, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
@@ -41,19 +43,19 @@ def make_shards(root: Path) -> list[object]:
 
 
 def state_of(run: Path) -> tuple[object, ...]:
-    """What must not differ: losses, and the last checkpoint byte by byte."""
+    """What must not differ: the losses, and the bytes of the last checkpoint."""
     last = checkpoint.latest(run / "checkpoints")
     assert last is not None
     files = (checkpoint.WEIGHTS, checkpoint.VELOCITIES, checkpoint.STATE)
     return losses(run), *((last / name).read_bytes() for name in files)
 
 
-def kill_once(args: list[object], root: Path, draw: random.Random, ranks: int) -> tuple[str, tuple[object, ...]]:
-    """One run in which one rank is killed: what was done to it, and how it ended."""
+def kill_once(args: list[object], root: Path, rng: random.Random, ranks: int) -> tuple[str, tuple[object, ...]]:
+    """One run in which one rank is killed. Returns a description of the fault, and the state at the end."""
     run = root / "killed"
     shutil.rmtree(run, ignore_errors=True)
-    step, rank, every = draw.randrange(1, STEPS), draw.randrange(ranks), draw.randrange(1, 5)
-    pause_s = draw.uniform(0, LONGEST_PAUSE_S)
+    step, rank, every = rng.randrange(1, STEPS), rng.randrange(ranks), rng.randrange(1, 5)
+    pause_s = rng.uniform(0, LONGEST_PAUSE_S)
     process = start_torchrun(ranks, *args, "--run-name", run.name, "--save-every", every, restarts=3)
     wait_for_step(run, step, process)
     time.sleep(pause_s)
@@ -61,33 +63,34 @@ def kill_once(args: list[object], root: Path, draw: random.Random, ranks: int) -
     if victim is not None:
         victim.kill()
     out = ended(process)
-    resumed = [line.split()[-3].strip(",") for line in out.splitlines() if line.startswith("resumed")]
-    told = f"rank {rank} killed {pause_s * 1000:3.0f} ms after step {step:2}, saved every {every}: "
-    return told + (f"resumed after update {resumed[-1]}" if resumed else "began again, or had ended"), state_of(run)
+    resumed = re.findall(r"^resumed\D*([\d,]*\d)", out, re.MULTILINE)
+    end = f"resumed after optimizer step {resumed[-1]}" if resumed else "started again, or had ended before"
+    fault = f"rank {rank} killed {pause_s * 1000:3.0f} ms after step {step:2}, saved every {every} steps"
+    return f"{fault}: {end}", state_of(run)
 
 
 def main() -> int:
     """Kills and compares; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=2012)
+    parser.add_argument("--runs", type=int, default=50, metavar="N", help="default: %(default)s")
+    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="ranks of a run; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=2012, help="seed of the faults; default: %(default)s")
     arguments = parser.parse_args()
-    draw, different, resumed, started_s = random.Random(arguments.seed), 0, 0, time.monotonic()
+    rng, different, resumed, started_s = random.Random(arguments.seed), 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         args = make_shards(root)
         ended(start_torchrun(arguments.ranks, *args, "--run-name", "whole"))
         expected = state_of(root / "whole")
         for number in range(1, arguments.runs + 1):
-            told, found = kill_once(args, root, draw, arguments.ranks)
+            fault, found = kill_once(args, root, rng, arguments.ranks)
             same = found == expected
             different += not same
-            resumed += "resumed" in told
-            print(f"{number:3} of {arguments.runs}  {told}: {'the same' if same else 'DIFFERENT'}", flush=True)
+            resumed += "resumed" in fault
+            print(f"{number:3} of {arguments.runs}  {fault}: {'the same' if same else 'DIFFERENT'}", flush=True)
     print(
         f"{arguments.runs} runs on {arguments.ranks} ranks, {resumed} resumed from a checkpoint, "
-        f"{arguments.runs - different} ended as the whole run, {different} did not; "
+        f"{arguments.runs - different} ended like the uninterrupted run, {different} did not; "
         f"{time.monotonic() - started_s:.0f} s"
     )
     return 1 if different else 0

@@ -1,8 +1,9 @@
-"""What the processes of the rank tests do, and how they are started: real ranks, on gloo, in processes of their own."""
+"""What the processes of the rank tests do, and how they are started: real ranks, on gloo, one process each."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import time
@@ -29,47 +30,55 @@ from model.shapes import NetSpec
 from model.trainer import Hooks, LoopSettings, Trainer, autocast, train_step
 
 SMALL = NetSpec(classes=5, width=0.05)
-# At the recipe's own rates the last bit of one starting weight grows to 4e-4 of the loss in these 20 steps, on one rank
-# too (batches of 8, and nothing to learn in most of a pixel); at a tenth it stays a last bit.
+# At the recipe's own learning rates a change of the last bit of one starting weight grows to 4e-4 of the loss in these
+# 20 steps, also on one rank (batches of 8, and most pixels are noise). At a tenth it stays a last bit.
 GENTLE = replace(SOURCE2012, learning_rate_scale=0.1)
 STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
-SLOW_S = 0.07  # for a batch of a planted slow rank: many times its step
+SLOW_S = 0.07  # delay of every batch of the slow rank: many times its step
+DOUBLE_STEPS, DOUBLE_BATCH = 10, 4  # convolutions in float64 are slow
+# Imported once, by the server that the ranks are forked from: imports take most of the time of a process's start.
+PRELOADED = ["tests.support.rank_jobs", "tests.support.shard_fixtures", "tools.shared.stall_report"]
 
 
 @dataclass(frozen=True)
-class Act:
-    """What ranks of a layout are asked to do: `job(ranks, *args)`."""
+class Job:
+    """What the ranks of a layout do: `run(ranks, *args)`."""
 
-    job: Callable[..., Any]
+    run: Callable[..., Any]
     args: tuple[Any, ...] = ()
     layout: RankLayout = "towers"
 
 
-def run_ranks(folder: Path, world: int, *acts: Act, device: str = "cpu") -> list[list[Any]]:
-    """What each act returned on each of `world` ranks, all acts in the same processes; fails where one of them does."""
+def run_ranks(folder: Path, world: int, *jobs: Job, device: str = "cpu") -> list[list[Any]]:
+    """Runs jobs on `world` ranks, all jobs in the same processes.
+
+    Returns:
+        For each job, what it returned on each rank.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    probes = [socket.socket() for _ in acts]
+    probes = [socket.socket() for _ in jobs]
     for probe in probes:
         probe.bind(("localhost", 0))
     ports = [probe.getsockname()[1] for probe in probes]
     for probe in probes:
         probe.close()
-    mp.spawn(_rank, (world, ports, folder, acts, device), nprocs=world)
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    mp.start_processes(_rank, (world, ports, folder, jobs, device), nprocs=world, start_method="forkserver")
     by_rank = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
-    return [list(answers) for answers in zip(*by_rank, strict=True)]
+    return [list(results) for results in zip(*by_rank, strict=True)]
 
 
-def _rank(rank: int, world: int, ports: list[int], folder: Path, acts: tuple[Act, ...], device: str) -> None:
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ.update({name: str(value) for name, value in where.items()})
+def _rank(rank: int, world: int, ports: list[int], folder: Path, jobs: tuple[Job, ...], device: str) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
-    answers = []
-    for port, act in zip(ports, acts, strict=True):
+    results = []
+    for port, job in zip(ports, jobs, strict=True):
         os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
-        ranks = start(act.layout, device, 60)
-        answers.append(act.job(ranks, *act.args))
+        ranks = start(job.layout, device, 60)
+        results.append(job.run(ranks, *job.args))
         ranks.leave()
-    torch.save(answers, folder / f"{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,8 @@ def global_batch(epoch: int, step: int, batch: int = BATCH) -> Rows:
 def part(batch: Rows, ranks: Ranks) -> Rows:
     """The rows that this rank decodes."""
     rank, world = ranks.place.rank, ranks.place.world
-    mine = slice(len(batch.labels) * rank // world, len(batch.labels) * (rank + 1) // world)
-    images, labels = (rows[mine].to(ranks.device) for rows in (batch.images, batch.labels))
+    own = slice(len(batch.labels) * rank // world, len(batch.labels) * (rank + 1) // world)
+    images, labels = (rows[own].to(ranks.device) for rows in (batch.images, batch.labels))
     return replace(batch, images=images, labels=labels)
 
 
@@ -112,7 +121,7 @@ def make(
 
 
 def first_step(ranks: Ranks, spec: NetSpec = SMALL, batch: int = BATCH, precision: str = "float32") -> dict[str, Any]:
-    """One step with dropout: the images and labels of this rank's rows, logits, loss, gradients, bytes sent."""
+    """One step with dropout: images and labels of this rank's rows, logits, loss, gradients, and bytes sent."""
     model, optimizer, towers = make(ranks, spec)
     draws = DropoutDraws(SEED, 0, ranks.place.first_row(batch), batch)
     (rows,) = whole_batches(iter([part(global_batch(0, 0, batch), ranks)]), ranks)
@@ -134,17 +143,16 @@ def first_step(ranks: Ranks, spec: NetSpec = SMALL, batch: int = BATCH, precisio
 
 
 def run(ranks: Ranks, folder: Path, stop_at: int | None = None, again: Path | None = None) -> dict[str, Any]:
-    """Starts, or goes on from the last checkpoint in `folder`, to `stop_at` or 20 optimizer_steps; saves at the end.
+    """Trains on, or from, the last checkpoint in `folder`, up to `stop_at` or 20 optimizer steps, and saves at the end.
 
-    The last rank alone asks for the stop. What was restored is saved again under `again`. Returns losses and scores."""
+    Only the last rank asks for the stop. What was restored is saved once more as `again`. Returns losses and scores."""
     model, optimizer, towers = make(ranks, recipe=GENTLE)
     last = checkpoint.latest(folder)
     state = checkpoint.restore(last, model, optimizer, SEED) if last else TrainState.start()
     if again:
         checkpoint.save(again, model, optimizer, state, SEED, ranks)
-    trainer = Trainer(
-        model, optimizer, LoopSettings(EPOCHS, STEPS, SEED, log_every=1, max_optimizer_steps=20), state, towers
-    )
+    settings = LoopSettings(EPOCHS, STEPS, SEED, log_every=1, max_optimizer_steps=20)
+    trainer = Trainer(model, optimizer, settings, state, towers)
     losses: list[float] = []
     scores: list[Scores] = []
 
@@ -168,32 +176,31 @@ def run(ranks: Ranks, folder: Path, stop_at: int | None = None, again: Path | No
 
 
 def ignore(*_: object) -> None:
-    """What nobody asks for."""
+    """A hook that does nothing."""
 
 
 def in_double(ranks: Ranks) -> list[float]:
-    """Losses of 20 steps at the recipe's rates in float64, where chance is no excuse."""
+    """Losses at the recipe's learning rates in float64, where rounding cannot explain a difference."""
     model, optimizer, towers = make(ranks)
     model, losses = model.double(), []
-    for group in optimizer.param_groups:
-        (parameter,) = group["params"]
-        optimizer.state[parameter]["velocity"] = torch.zeros_like(parameter)
-    for step in range(20):
-        batch = part(global_batch(0, step), ranks)
+    for velocities in optimizer.state.values():
+        velocities["velocity"] = velocities["velocity"].double()
+    for step in range(DOUBLE_STEPS):
+        batch = part(global_batch(0, step, DOUBLE_BATCH), ranks)
         (rows,) = whole_batches(iter([replace(batch, images=batch.images.double())]), ranks)
-        draws = DropoutDraws(SEED, step, ranks.place.first_row(BATCH), BATCH)
+        draws = DropoutDraws(SEED, step, ranks.place.first_row(DOUBLE_BATCH), DOUBLE_BATCH)
         losses.append(train_step(model, optimizer, rows, draws, towers=towers)[0].item())
     return losses
 
 
-# ---- one start of the ranks for many laws -------------------------------------------------------------------------
+# ---- one start of the ranks for many tests ------------------------------------------------------------------------
 
 
-def left_early(ranks: Ranks) -> bool:
-    """Whether streams of whole_batches batches that are closed early, over and over, leave nothing under way: the next one's
-    images are the right ones."""
+def close_early(ranks: Ranks) -> bool:
+    """Closes generators of whole batches early, 10 times. Whether every next one starts with the right images, which it
+    would not if a swap had stayed pending."""
     right = True
-    for _ in range(20):
+    for _ in range(10):
         stream = whole_batches(parts(ranks), ranks)
         batch = next(stream)
         stream.close()
@@ -202,23 +209,22 @@ def left_early(ranks: Ranks) -> bool:
 
 
 def on_gpu(ranks: Ranks) -> dict[str, Any]:
-    """A step on GPUs, or on the one that two ranks share; brought home."""
+    """A step on GPUs, or on one GPU that two ranks share, moved to the CPU."""
     torch.backends.cudnn.allow_tf32 = False
     step = first_step(ranks)
-    home = {name: step[name].cpu() for name in ("images", "labels")}
+    on_cpu = {name: step[name].cpu() for name in ("images", "labels")}
     gradients = {name: gradient.cpu() for name, gradient in step["gradients"].items()}
     logits = None if step["logits"] is None else step["logits"].cpu()
-    return {**step, **home, "gradients": gradients, "logits": logits, "backend": ranks.backend}
+    return {**step, **on_cpu, "gradients": gradients, "logits": logits, "backend": ranks.backend}
 
 
 def stall_report(ranks: Ranks, shards: Path, folder: Path, slow_s: float = 0.0) -> dict[str, Any]:
-    """Steps of this rank, and what rank 0 writes into `folder`, of the report on a small network that has trained. For
-    every batch rank 1's disk takes `slow_s` longer."""
-    from tests.support import shard_fixtures  # DALI's and numba's time is for those ranks that want it
-
+    """The stall report of a small network that has trained: steps of this rank, and what rank 0 writes into `folder`.
+    The disk of rank 1 takes `slow_s` longer for every batch."""
     from pipeline.loader.settings import LoaderSettings
     from pipeline.profiling.clocks import StepClocks
     from pipeline.shards.reader import ShardSet, open_shards
+    from tests.support import shard_fixtures  # DALI and numba are imported only if this job runs
     from tools.shared.stall_report import STALL, Trained, report
 
     class Disk(ShardSet):
@@ -241,27 +247,27 @@ def stall_report(ranks: Ranks, shards: Path, folder: Path, slow_s: float = 0.0) 
     return {"steps": len(steps), "record": json.loads((folder / STALL).read_text()) if ranks.first else None}
 
 
-def siblings_cpu_s(ranks: Ranks, burned_s: float = 0.2) -> float:
-    """CPU seconds of its job's other processes that rank 0 counts while rank 1 burns some."""
+def siblings_cpu_s(ranks: Ranks, busy_s: float = 0.2) -> float:
+    """CPU seconds that rank 0 counts for the other processes of its job, while rank 1 uses some."""
     from pipeline.profiling.cpu_time import cpu_mark
 
     before = cpu_mark()
     ranks.any(False)
     started_s = time.process_time()
-    while ranks.place.rank and time.process_time() - started_s < burned_s:
+    while ranks.place.rank and time.process_time() - started_s < busy_s:
         pass
     ranks.any(False)
     return before.until(cpu_mark()).rest_of_job_s
 
 
 def as_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
-    """What two ranks are asked."""
+    """What a tower pair does."""
     return {
         "small": first_step(ranks),
         "full": first_step(ranks, NetSpec(), 2),
         "bfloat16": first_step(ranks, precision="bfloat16"),
         "double": in_double(ranks),
-        "left early": left_early(ranks),
+        "closed early": close_early(ranks),
         "stall report": stall_report(ranks, shards, folder.with_name("stall report")),
         "siblings": siblings_cpu_s(ranks),
         "run": run(ranks, folder, stop_at=7),
@@ -269,11 +275,11 @@ def as_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
 
 
 def as_four(ranks: Ranks, folder: Path, again: Path) -> dict[str, Any]:
-    """What four ranks are asked."""
+    """What two tower pairs do."""
     return {"small": first_step(ranks), "run": run(ranks, folder, again=again)}
 
 
 def as_data_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
-    """What two ranks with both towers each are asked."""
+    """What two ranks do that hold both towers each."""
     report = stall_report(ranks, shards, folder.with_name("stall report, slow rank"), SLOW_S)
     return {"small": first_step(ranks), "stall report": report}
