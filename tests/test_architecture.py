@@ -62,6 +62,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/loader": {"numpy"},
     "pipeline/loader/bad_samples": {"numpy", "PIL"},
     "pipeline/loader/cpu_kernel": {"numba", "numpy", "nvidia"},
+    "pipeline/loader/jpeg_headers": {"numba", "numpy", "nvidia"},
     "pipeline/loader/graphs": {"nvidia"},
     "pipeline/loader/inputs": {"numpy", "nvidia", "torch"},
     "pipeline/loader/loader": {"numpy", "torch"},

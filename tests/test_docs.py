@@ -29,7 +29,7 @@ LINKING = [*DOCUMENTS, ROOT / "CHANGELOG.md", ROOT / "LOG.md"]
 MAX_LINES, MAX_COLUMNS = 150, 120
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python (?:tools|tests)/|torchrun |make [a-z]|docker compose )")
+COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python (?:tools/|-m tests\.)|torchrun |make [a-z]|docker compose )")
 
 # Options that make a command small enough for a test; they are appended, and the last value of an option counts.
 SMALL = {
@@ -72,14 +72,19 @@ PARSED = {
     "python tools/bench_towers.py": "takes minutes",
     "python tools/bench_towers.py --batch 32": "takes minutes",
     "python tools/bench_loader.py data/sample-256/train --trainer --width 0.125 --batch 64": "takes minutes",
+    "python tools/train.py data/sample-256/train --run-name first": "README.md has the same",
+    "python tools/bench_loader.py data/sample-256/train": "README.md has the same",
+    "python tools/bench_loader.py data/sample-256/train --demand 2500": "README.md has the same",
+    "python tools/bench_loader.py data/sample-256/train --demand 2500 --plot s.svg": "tests/tools runs it",
+    "python tools/bench_loader.py data/sample-256/train --trainer --width 0.125": "tests/tools runs it",
     "python tools/bench_loader.py SHARDS --demand 2500": "README.md has the same",
     "python tools/bench_loader.py SHARDS --threads 2": "README.md has the same",
     "python tools/bench_loader.py SHARDS --cold": "needs a set on a real disk",
-    "PYTHONPATH=. python tests/soak/plan.py": "takes minutes",
-    "PYTHONPATH=. python tests/soak/kill_shards.py --runs 200": "takes hours",
-    "PYTHONPATH=. python tests/soak/kill_ranks.py --runs 50": "takes minutes",
-    "PYTHONPATH=. python tests/soak/planted_stalls.py SHARDS": "takes minutes",
-    "PYTHONPATH=. python tests/soak/planted_stalls.py SHARDS --runs 5 --seconds 0.4": "takes minutes",
+    "python -m tests.soak.plan": "takes minutes",
+    "python -m tests.soak.kill_shards --runs 200": "takes hours",
+    "python -m tests.soak.kill_ranks --runs 50": "takes minutes",
+    "python -m tests.soak.planted_stalls SHARDS": "takes minutes",
+    "python -m tests.soak.planted_stalls SHARDS --runs 5 --seconds 0.4": "takes minutes",
 }
 
 # Commands of Docker; tests/test_docker.py compares the files that they use with the project.

@@ -29,7 +29,7 @@ def test_bench_loader_judges_a_demand(end_to_end: Path, tmp_path: Path):
     assert "compute-bound" in chart.read_text()
     slow = ["--demand", 1e7, "--json", tmp_path / "b.json", "--plot", page]
     assert "input-bound" in printed(tool("bench_loader", *args, *slow), code=1)
-    stall = json.loads((tmp_path / "b.json").read_text())["stall"]
+    stall = json.loads((tmp_path / "b.json").read_text())
     assert stall["au"] == pytest.approx(1 - sum(stall["parts"].values()))
     assert stall["au"] < stall["au_threshold"] == 0.5
     assert stall["verdict"] in page.read_text()
@@ -43,7 +43,7 @@ def test_tuned_settings_reach_training(end_to_end: Path, tmp_path: Path):
     assert "verify  " in out and "stored square: " in out
     found = json.loads(tuned.read_text())
     settings, shapes = found["settings"], found["stored_shape"]
-    assert 47 in shapes.values() and min(shapes["square"], shapes["short_side"], *shapes["times"]) > 0
+    assert 47 in shapes.values() and min(shapes["square"], shapes["short_side"], *shapes["speedups"]) > 0
     run = ["--runs", tmp_path, "--run-name", "t", "--steps", 1, *TINY, "--stall-seconds", 0]
     printed(tool("train", shards, *run, "--tuned", tuned))
     loader = json.loads((tmp_path / "t" / "config.json").read_text())["loader"]
@@ -53,13 +53,13 @@ def test_tuned_settings_reach_training(end_to_end: Path, tmp_path: Path):
 def test_bench_towers_splits_a_step_into_its_parts():
     """A step is the sum of its parts; only layouts with several ranks wait; the slowest layout has its reason."""
     work = bench_towers.Work(NetSpec(width=0.05), batch=4, steps=2, device="cpu", precision="float32")
-    pair, alone = bench_towers.measure(bench_towers.RIVALS[1], work), [bench_towers.steps(SINGLE_RANK, work)]
+    pair, alone = bench_towers.measure(bench_towers.CANDIDATES[1], work), [bench_towers.take_steps(SINGLE_RANK, work)]
     found = {name: bench_towers.summary([ranks]) for name, ranks in (("one rank", alone), ("tower pair", pair))}
     for name, each in found.items():
         assert each["step_s"] == pytest.approx(sum(each[f"{part}_s"] for part in bench_towers.PARTS))
         assert (each["exchange_s"] > 0, each["swap_s"] > 0, each["sums_s"]) == (*2 * (name == "tower pair",), 0)
     slow, fast = {**found["one rank"], "step_s": 0.3, "sums_s": 0.2}, {**found["one rank"], "step_s": 0.1}
-    assert bench_towers.why({"slow": slow, "fast": fast}).splitlines() == [
+    assert bench_towers.compare({"slow": slow, "fast": fast}).splitlines() == [
         "fastest    fast",
         "           slow takes 3.00 times as long, most of it for sums (+200.0 ms)",
     ]

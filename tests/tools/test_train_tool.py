@@ -25,7 +25,7 @@ def test_a_run_writes_what_its_help_says(end_to_end: Path):
     assert config["must_match"]["recipe"]["name"] == "source2012"
     stall = json.loads((run / "stall.json").read_text())
     assert stall["au"] == pytest.approx(1 - sum(stall["parts"].values()))
-    assert stall["fingerprint"]["manifest_sha256"] == config["must_match"]["train_manifest_sha256"]
+    assert stall["environment"]["manifest_sha256"] == config["must_match"]["train_manifest_sha256"]
     assert stall["verdict"] in (run / "report.html").read_text()
     assert json.loads((end_to_end / "pca.json").read_text())["pixel_scale"] == 255
 
@@ -77,9 +77,9 @@ def test_a_damaged_image_stops_training_or_is_skipped_and_named(tmp_path: Path):
     rgb_pca.save(basis, tmp_path / "damaged" / "eigenbasis.json")
     args = [tmp_path / "damaged", "--runs", tmp_path, "--epochs", 1, *TINY, "--stall-seconds", 0]
     stopped = tool("train", *args, "--run-name", "stopped")
-    assert stopped.returncode == 2 and "drawn_0005 (no " in stopped.stderr
+    assert stopped.returncode == 2 and "drawn_0005 (it does not start as a JPEG" in stopped.stderr
     out = printed(tool("train", *args, "--run-name", "skipped", "--order", "windowed", "--on-bad-sample", "skip"))
-    assert "skipped 1 damaged image:" in out and "drawn_0005 (no " in out
+    assert "skipped 1 damaged image:" in out and "drawn_0005 (it does not start as a JPEG" in out
     assert [step for step, _ in losses(tmp_path / "skipped")] == [1, 2]
     config = json.loads((tmp_path / "skipped" / "config.json").read_text())
     assert config["must_match"]["order"] == ["windowed", 16] and config["loader"]["order"] == "windowed"

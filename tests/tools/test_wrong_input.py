@@ -114,7 +114,7 @@ WRONG: dict[str, tuple[Callable[[Folders], Command], str]] = {
         r"quality 101.* 1 to 100",
     ),
     "no manifest": (no_manifest, r"no manifest.json here, so not a shard set; .*make_shards"),
-    "changed tar": (changed_tar, r"it was changed, run .*make_shards"),
+    "changed tar": (changed_tar, r"it was changed, repair it: python tools/make_shards"),
     "no eigenbasis": (no_eigenbasis, r"no eigenbasis here; run: python tools/compute_pca.py"),
     "eigenbasis of another set": (eigenbasis_of_another_set, r"another shard set"),
     "run exists": (

@@ -193,7 +193,7 @@ def test_ranks_take_the_same_windows(kind: str, waits: set[str], results: Result
 def test_a_slow_rank_is_named(results: Results):
     """With real loaders and a planted delay: all ranks get images as slowly as the slow rank, and wait as it does."""
     record = results.ranks["data pair"][0]["stall report"]["record"]
-    assert record["cause"]["name"] == "slow rank" and "rank 1 is fed" in record["cause"]["because"]
+    assert record["cause"]["name"] == "slow rank" and "rank 1's loader supplies" in record["cause"]["because"]
     # Windows are only a batch or two long here, and part of a batch may be prefetched between them.
     assert record["supply"] <= 1.5 * 2 / SLOW_S and record["waits_s"]["p50"] >= SLOW_S / 1.5
 
