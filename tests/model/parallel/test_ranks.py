@@ -193,7 +193,7 @@ def test_ranks_take_the_same_windows(kind: str, waits: set[str], results: Result
 def test_a_slow_rank_is_named(results: Results):
     """With real loaders and a planted delay: all ranks get images as slowly as the slow rank, and wait as it does."""
     record = results.ranks["data pair"][0]["stall report"]["record"]
-    assert record["cause"]["name"] == "slow rank" and "rank 1 is fed" in record["cause"]["because"]
+    assert record["cause"]["name"] == "slow rank" and "rank 1" in record["cause"]["because"]
     # A window has only two or three batches, and the first may be partly prefetched before it. So the longest wait
     # counts: the delay without the step, which runs meanwhile and takes up to half of the delay on a busy machine.
     assert record["supply"] <= 1.5 * 2 / SLOW_S
