@@ -311,7 +311,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
 def describe(device: str, now: datetime, scale: Scale) -> dict[str, Any]:
     """What the record says of the run before its checks: date, machine (with the GPU driver), versions, scale."""
     from pipeline.profiling.machine import describe_machine
-    from tools.train import git_commit
+    from tools.shared.provenance import git_commit
 
     return {
         "date": now.isoformat(timespec="seconds"),

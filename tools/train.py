@@ -21,7 +21,6 @@ from pathlib import Path
 
 from model.recipe import RECIPES, SOURCE2012
 from tools.shared.cli import parser_of, require_at_least, require_positive, run
-from tools.shared.provenance import git_commit as git_commit  # tools/gpu_check.py imports it from here
 
 # The choices of options are written out here: the modules that define them import torch, which takes seconds.
 # A test compares them with the definitions.

@@ -40,8 +40,8 @@ def args(shard_root: Path, root: Path) -> list[object]:
 @pytest.fixture(scope="module")
 def whole(args: list[object], root: Path) -> Path:
     """A run on two ranks without any fault."""
-    out = ended(start_torchrun(2, *args, "--run-name", "whole"))
-    assert "rank 0 sends" in out and "as calculated" in out
+    out = [ended(process) for process in start_ranks(2, *args, "--run-name", "whole")]
+    assert "rank 0 sends" in out[0] and "as calculated" in out[0]
     return root / "whole"
 
 
