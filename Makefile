@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # `make check` leaves out tests that start many processes, start a Dask cluster, or measure for seconds.
-FAST := -m 'not slow' -k 'not cluster' --ignore tests/model/parallel
+FAST := -m 'not slow' --ignore tests/model/parallel
 
 # The shard set of `make soak`.
 SHARDS ?= $(or $(DATA),data)/$(if $(IMAGENET),imagenet-256,sample-256)/train
@@ -60,6 +60,7 @@ lint: $(READY) ## check style and types
 
 soak: pca ## run the long tests, for hours: kills, a full disk, planted stalls (an idle machine, root)
 	$(BIN)/python -m tests.soak.plan
+	$(BIN)/python -m tests.soak.damaged_images
 	$(BIN)/python -m tests.soak.kill_shards
 	$(BIN)/python -m tests.soak.kill_ranks
 	$(BIN)/python -m tests.soak.full_disk

@@ -33,7 +33,7 @@ def shard_root(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         make_split(open_source(sample).listing(split), root, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
     shards = open_shards(root / "train")
-    rgb_pca.save(rgb_pca.measure(shards, IN_PROCESS, ignore), root / "train" / "eigenbasis.json")
+    rgb_pca.save(rgb_pca.measure(shards, IN_PROCESS, ignore), rgb_pca.eigenbasis_path(root / "train"))
     return root
 
 

@@ -48,7 +48,7 @@ def main() -> int:
     from tools.shared.baselines import BATCHES_PER_THREAD, NOT_INSTALLABLE, baselines_for, reason_missing
 
     shards = open_shards(arguments.shards)
-    basis = rgb_pca.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
+    basis = rgb_pca.load_for(shards, arguments.eigenbasis)
     if len(shards.tars) < arguments.workers:
         raise ValueError(
             f"the set has {len(shards.tars)} tars, but webdataset needs one for each of {arguments.workers} workers; "
@@ -124,7 +124,7 @@ def _table(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", metavar="SHARDS", type=Path, help="folder of a shard set")
-    parser.add_argument("--eigenbasis", type=Path, help="default: SHARDS/eigenbasis.json")
+    parser.add_argument("--eigenbasis", type=Path, help="eigenbasis file; default: the one in SHARDS")
     parser.add_argument("--batch", type=int, help="samples in a batch; default: the loader's, 128")
     parser.add_argument(
         "--threads", type=int, help="of this loader and of the baselines; default: cores + 1, at most 8"

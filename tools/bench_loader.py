@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("shards", type=Path, metavar="SHARDS", help="folder of a shard set")
-    add("--eigenbasis", type=Path, metavar="FILE", help="default: SHARDS/eigenbasis.json")
+    add("--eigenbasis", type=Path, metavar="FILE", help="eigenbasis file; default: the one in SHARDS")
     add("--device", choices=["cpu", "cuda"], help="where images are decoded and augmented; default: cpu")
     add("--batch", type=int, metavar="N", help="images of a batch; default: 128")
     add("--threads", type=int, metavar="N", help="threads of the loader; default: one more than cores, at most 8")
@@ -157,7 +157,7 @@ def open_bench(arguments: argparse.Namespace) -> LoaderBench:
     from pipeline.shards.reader import open_shards
 
     shards = open_shards(arguments.shards)
-    basis = rgb_pca.load(arguments.eigenbasis or arguments.shards / "eigenbasis.json", shards)
+    basis = rgb_pca.load_for(shards, arguments.eigenbasis)
     given = {name: getattr(arguments, name) for name in ("device", "batch", "threads", "order")}
     settings = LoaderSettings(**{name: value for name, value in given.items() if value is not None})
     return LoaderBench(shards, basis, settings, arguments.seconds)

@@ -56,7 +56,7 @@ def main() -> int:
     check_device(device)
     shards = open_shards(args.shards)
     train = open_shards(args.train or args.shards.parent / "train")
-    basis = rgb_pca.load(train.folder / "eigenbasis.json", train)
+    basis = rgb_pca.load_for(train)
     settings = LoaderSettings(batch=max(1, args.batch // args.views), device=device)
     record = {}
     for path in args.checkpoints:

@@ -248,7 +248,7 @@ def pair(subject: Subject) -> dict[str, Any]:
     if not torch.distributed.is_available():
         return {"skipped": "this torch has no torch.distributed"}
     losses = {}
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     options = ["--steps", 4, "--lr-scale", GENTLE, "--log-every", 1, "--stall-seconds", 0]
     with TemporaryDirectory() as runs:
         for name, launcher in (("alone", ()), ("pair", torchrun)):
@@ -303,7 +303,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     sets = {}
     for stored, folder in folders.items():
         shards = open_shards(folder)
-        sets[stored] = (shards, rgb_pca.load(shards.folder / "eigenbasis.json", shards))
+        sets[stored] = (shards, rgb_pca.load_for(shards))
     scale = QUICK if args.quick else Scale()
     return Subject(sets, LoaderSettings(batch=scale.batch, device=args.device), scale)
 

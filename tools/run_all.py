@@ -178,7 +178,7 @@ def has_eigenbasis(shards: Path) -> bool:
 
     opened = open_shards(shards)
     try:
-        rgb_pca.load(shards / "eigenbasis.json", opened)
+        rgb_pca.load_for(opened)
     except ValueError:
         return False
     return True

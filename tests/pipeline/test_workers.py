@@ -107,6 +107,7 @@ def test_fewer_than_one_worker_is_an_error(count: int):
         pass
 
 
+@pytest.mark.slow  # Dask waits 10 s for a scheduler
 def test_a_missing_cluster_is_an_error_that_says_what_to_do():
     """The message names the command that starts a scheduler."""
     pytest.importorskip("distributed")

@@ -38,7 +38,9 @@ def make_shards(root: Path) -> list[object]:
     make_sample(root / "sample", SAMPLE, workers=IN_PROCESS, progress=ignore)
     for split in ("train", "val"):
         make_split(open_source(root / "sample").listing(split), root, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
-    rgb_pca.save(rgb_pca.measure(open_shards(root / "train"), IN_PROCESS, ignore), root / "train" / "eigenbasis.json")
+    rgb_pca.save(
+        rgb_pca.measure(open_shards(root / "train"), IN_PROCESS, ignore), rgb_pca.eigenbasis_path(root / "train")
+    )
     return [root / "train", "--val", root / "val", "--runs", root, "--steps", STEPS]
 
 

@@ -166,7 +166,7 @@ class PlantedSuite:
     def __init__(self, shards: ShardSet, seconds: float, folder: Path) -> None:
         self.shards, self.seconds = shards, seconds
         self.square, self.large = square_images(folder / "square", shards), large_images(folder)
-        self.basis = rgb_pca.load(shards.folder / "eigenbasis.json", shards)
+        self.basis = rgb_pca.load_for(shards)
 
     def healthy_supply(self) -> float:
         """img/s of the loader with nothing wrong, at this moment."""

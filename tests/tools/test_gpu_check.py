@@ -28,7 +28,7 @@ from tools import gpu_check
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of two batches of the quick checks, with its eigenbasis."""
     path = tmp_path_factory.mktemp("shards")
-    rgb_pca.save(basis_of(write_set(path, [sample(n) for n in range(17)])), path / "eigenbasis.json")
+    rgb_pca.save(basis_of(write_set(path, [sample(n) for n in range(17)])), rgb_pca.eigenbasis_path(path))
     return path
 
 

@@ -74,7 +74,7 @@ def test_a_damaged_image_stops_training_or_is_skipped_and_named(tmp_path: Path):
     damaged = write_set(tmp_path / "damaged", [sample(n, b"garbage" * 9 if n == 5 else None) for n in range(17)])
     intact = basis_of(write_set(tmp_path / "intact", [sample(n) for n in range(17)]))
     basis = replace(intact, manifest_sha256=damaged.manifest_sha256)
-    rgb_pca.save(basis, tmp_path / "damaged" / "eigenbasis.json")
+    rgb_pca.save(basis, rgb_pca.eigenbasis_path(tmp_path / "damaged"))
     args = [tmp_path / "damaged", "--runs", tmp_path, "--epochs", 1, *TINY, "--stall-seconds", 0]
     stopped = tool("train", *args, "--run-name", "stopped")
     assert stopped.returncode == 2 and "drawn_0005 (it does not start as a JPEG" in stopped.stderr

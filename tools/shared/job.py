@@ -114,7 +114,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     return Job(
         shards=shards,
         val=val,
-        basis=rgb_pca.load(args.shards / "eigenbasis.json", shards),
+        basis=rgb_pca.load_for(shards),
         recipe=rules,
         spec=NetSpec(len(shards.manifest.classes), args.width),
         loader=loader,

@@ -115,6 +115,7 @@ def test_a_worker_that_dies(listing: Listing, tmp_path: Path, expected, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 def test_killing_a_worker_of_a_dask_cluster_does_not_change_the_bytes(listing: Listing, tmp_path: Path, expected):
     """Two workers and a scheduler. One worker is killed after the first shard; its job runs again on the other."""
     distributed = pytest.importorskip("distributed")
