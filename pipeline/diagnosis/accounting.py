@@ -60,7 +60,7 @@ class StallAccount:
         au: accelerator utilisation, together / demand.
         stall: 1 - au.
         overlap: together / min(supply, demand).
-        parts: shares of the run's time, by part; they add up to `stall`.
+        parts: shares of the run's time, by part, each 0 to 1; they add up to `stall`, or to 0 if `au` is above 1.
         verdict: "compute-bound", "input-bound: <part>", "contention" or "unexplained".
     """
 
@@ -86,7 +86,7 @@ def account_stall(
     Args:
         loader: the loader alone.
         demand: img/s of the trainer on replayed batches.
-        clocks: totals of the real run.
+        clocks: totals of the real run. On an asynchronous device, by the device's idle time (`idle_totals`).
         au_threshold: from this AU on the verdict is "compute-bound".
     """
     together = clocks.images / clocks.elapsed_s
@@ -102,6 +102,8 @@ def _parts(loader: LoaderThroughput, demand: float, clocks: LoopTotals) -> dict[
     The loader works while the trainer does, so its own slowness explains 1 / supply - D of the wait; the stages share
     that by their cost. The rest of the wait, and steps that take longer than D, are contention: loader and trainer use
     the same cores. What neither wait nor step explains is unexplained.
+
+    If steps were faster than the replayed ones, the parts exceed what T has beyond D. All are then scaled down to it.
     """
     total_s, wait_s, step_s = (x / clocks.images for x in (clocks.elapsed_s, clocks.wait_s, clocks.step_s))
     demand_s = 1 / demand
@@ -109,8 +111,10 @@ def _parts(loader: LoaderThroughput, demand: float, clocks: LoopTotals) -> dict[
     stage_s = loader.part_s()
     parts_s = {part: inherent_s * stage_s[part] / sum(stage_s.values()) for part in INPUT_PARTS}
     parts_s["contention"] = (wait_s - inherent_s) + max(0.0, step_s - demand_s)
-    parts_s["unexplained"] = (total_s - demand_s) - sum(parts_s.values())
-    return {part: seconds / total_s for part, seconds in parts_s.items()}
+    parts_s["unexplained"] = max(0.0, total_s - wait_s - step_s)
+    stall_s, found_s = max(0.0, total_s - demand_s), sum(parts_s.values())
+    scale = min(1.0, stall_s / found_s) if found_s else 0.0
+    return {part: scale * seconds / total_s for part, seconds in parts_s.items()}
 
 
 def _verdict(au: float, parts: dict[str, float], au_threshold: float) -> str:

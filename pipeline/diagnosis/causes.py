@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.diagnosis.workload import BUSY_TRAINER_CORES, Workload
+from pipeline.diagnosis.workload import Workload
 
 NEIGHBOURS_SHARE = 0.25  # of the cores: from here on other processes are a cause
 BURST_RATIO = 5.0  # 99th percentile over median of the time of reading a batch: from here on reads come in bursts
@@ -91,9 +91,8 @@ def _storage(load: Workload, read_batch_s: tuple[float, float] | None) -> Cause:
 
 
 def _contention(load: Workload) -> Cause:
-    trainer_cores = load.trainer_cpu_s * load.demand
-    if trainer_cores > BUSY_TRAINER_CORES:
-        return Cause("shared cores", f"the trainer uses {trainer_cores:.1f} of {load.cores:g} cores")
+    if load.trainer_slows_loader:
+        return Cause("shared cores", f"the trainer uses {load.trainer_cores:.1f} of {load.cores:g} cores")
     queue = f"a queue of {load.queue_depth} batches"
     return Cause("short queue", f"the loader is fast enough on average, but uneven, with {queue}")
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from pipeline.diagnosis.accounting import PARTS
 from pipeline.diagnosis.findings import Findings
-from pipeline.profiling.windows import StepTiming
+from pipeline.profiling.clocks import StepTiming
 
 WIDTH = 860
 BAR_HEIGHT, BAR_GAP = 18, 6
@@ -119,6 +119,8 @@ def steps_chart(found: Findings, width: float = WIDTH) -> Chart:
         drawn += f'<rect x="{x}" y="{y}" width="10" height="10" fill="{colour}"/>'
         drawn += f'<text x="{x + 16}" y="{y + 10}">{name}</text>'
     note = f"The last {len(steps)} real steps in order; the longest took {1000 * tallest_s:.1f} ms"
+    if found.device["asynchronous"]:
+        note += "; by the host's clocks: queued steps may cover waits"
     return Chart("Steps", drawn, width, TIMELINE_HEIGHT + 26, note)
 
 

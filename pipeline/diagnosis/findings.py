@@ -15,12 +15,13 @@ from pipeline.diagnosis.accounting import AU_THRESHOLD, LoaderThroughput, StallA
 from pipeline.diagnosis.causes import Cause, Evidence, cause_of
 from pipeline.diagnosis.predict import LIMITS, Action, advice, ranked_actions, resource_limits
 from pipeline.diagnosis.workload import LoaderSetup, Workload, workload_of
-from pipeline.profiling.clocks import StepClocks, clock_cost_s, percentiles
+from pipeline.profiling.clocks import StepClocks, StepTiming, clock_cost_s, percentiles
 from pipeline.profiling.confidence import Interval
 from pipeline.profiling.stages import StageThroughput, format_storage
-from pipeline.profiling.windows import StepTiming, WindowMeasurements
+from pipeline.profiling.windows import WindowMeasurements
 
 MAX_PRINTED_ACTIONS = 4
+HOST_CLOCKS, QUEUE, CUDA_EVENTS = "host clocks", "host clocks and the device's queue", "CUDA events"
 SCREEN_WIDTH = 120
 
 
@@ -40,8 +41,9 @@ class Findings:
         storage: what distinguishes cold reads from warm ones, see `StageThroughput.storage`.
         limits_img_s: img/s that each resource allows by itself, lowest first.
         first_wait_s: seconds that the first batch of the measurement took.
-        waits_s: percentiles of the waits of real steps, in seconds.
-        steps_s: percentiles of real training steps, in seconds.
+        device: whether it is asynchronous and what the figures rest on, see `device_record`.
+        waits_s: percentiles of the host's waits in real steps, in seconds.
+        steps_s: percentiles of the host's time in real training steps, in seconds.
         run: figures of the whole run, see `run_record`; empty if there was no run.
         cpu_cores: cores in use by each group of threads while loader and trainer worked, on this host.
         memory: bytes of this process, see `memory_use`.
@@ -60,6 +62,7 @@ class Findings:
     storage: dict[str, Any]
     limits_img_s: dict[str, float]
     first_wait_s: float
+    device: dict[str, Any]
     waits_s: dict[str, float]
     steps_s: dict[str, float]
     run: dict[str, Any]
@@ -107,8 +110,7 @@ def build_findings(
         swapped: img/s of the loader after ranks have swapped halves; None without a swap.
         rank_supplies: img/s of each rank's own loader; empty for one rank.
     """
-    full = stages.full.img_s
-    loader = LoaderThroughput(stages.read.img_s, stages.decode.img_s, full, swapped or full).scaled_to(measured.supply)
+    loader = loader_throughput(stages, swapped).scaled_to(measured.supply)
     account = account_stall(loader, measured.demand, measured.clocks, au_threshold)
     workload = workload_of(stages, measured, setup, account, loader, memory["available"], tuple(rank_supplies))
     cause, actions = diagnosis_of(account, workload, stages)
@@ -124,9 +126,10 @@ def build_findings(
         storage=stages.storage,
         limits_img_s=resource_limits(workload),
         first_wait_s=measured.first_wait_s,
+        device=device_record(measured.asynchronous, clocks),
         waits_s=percentiles([step.wait_s for step in measured.steps]),
         steps_s=percentiles([step.step_s for step in measured.steps]),
-        run=run_record(clocks) if clocks else {},
+        run=run_record(clocks, measured.asynchronous) if clocks else {},
         cpu_cores=measured.real_cpu.cores(),
         memory=memory,
         environment=environment,
@@ -140,13 +143,46 @@ def diagnosis_of(account: StallAccount, workload: Workload, stages: StageThrough
     return cause, ranked_actions(workload, cause)
 
 
-def run_record(clocks: StepClocks) -> dict[str, Any]:
+def loader_throughput(stages: StageThroughput, swapped: float | None) -> LoaderThroughput:
+    """The loader alone, as the stages show it; `swapped` is its img/s with halves swapped between ranks."""
+    full = stages.full.img_s
+    return LoaderThroughput(stages.read.img_s, stages.decode.img_s, full, swapped or full)
+
+
+def device_record(asynchronous: bool, clocks: StepClocks | None) -> dict[str, Any]:
+    """What the figures rest on.
+
+    Returns:
+        `asynchronous`: whether steps are only launched on the device; `windows` and `run`: the evidence for the figures
+        of the windows and of the whole run. `run` is None without a run, and without evidence: on an asynchronous
+        device the host's clocks alone say nothing about the device.
+    """
+    run = None
+    if clocks is not None:
+        run = CUDA_EVENTS if clocks.device_gaps_s else None if asynchronous else HOST_CLOCKS
+    return {"asynchronous": asynchronous, "windows": QUEUE if asynchronous else HOST_CLOCKS, "run": run}
+
+
+def idle_shares(clocks: StepClocks, asynchronous: bool) -> dict[str, float] | None:
+    """Shares of a run's time for which the device had no step, by reason: "input" and "host" (anything else).
+
+    None if there is no evidence: an asynchronous device without CUDA events.
+    """
+    total, by_events = clocks.total(), clocks.idle_by_events()
+    if by_events is None and asynchronous:
+        return None
+    input_s, host_s = by_events or (total.wait_s, max(0.0, total.elapsed_s - total.wait_s - total.step_s))
+    return {"input": input_s / total.elapsed_s, "host": host_s / total.elapsed_s}
+
+
+def run_record(clocks: StepClocks, asynchronous: bool) -> dict[str, Any]:
     """Figures of a whole run.
 
     Returns:
         `img_s`; `clocks_share`, the share of the time that the clocks cost; `first_wait_s`; and percentiles in seconds:
-        `edge_waits_s` (first batch of each later epoch), `waits_s`, `steps_s`, `device_gaps_s` and `device_steps_s`
-        (by the GPU's clock). Percentiles without a value are None.
+        `edge_waits_s` (first batch of each later epoch), `waits_s`, `steps_s` (all by the host's clocks),
+        `device_gaps_s` and `device_steps_s` (by the GPU's clock); `idle_shares`, see there. Entries without a value
+        are None.
     """
     total = clocks.total()
     return {
@@ -158,6 +194,7 @@ def run_record(clocks: StepClocks) -> dict[str, Any]:
         "steps_s": percentiles(clocks.steps_s),
         "device_gaps_s": percentiles(clocks.device_gaps_s) if clocks.device_gaps_s else None,
         "device_steps_s": percentiles(clocks.device_steps_s) if clocks.device_steps_s else None,
+        "idle_shares": idle_shares(clocks, asynchronous),
     }
 
 
@@ -166,15 +203,24 @@ def secondary_lines(found: Findings) -> dict[str, str]:
     waits, cores, memory = found.waits_s, found.cpu_cores, found.memory
     usable = found.workload.cores / found.workload.hosts
     other_ranks = f" other ranks {cores['rest of job']:.2f}," if found.workload.ranks > 1 else ""
+    host = "host: " if found.device["asynchronous"] else ""
     lines = {
         "storage": format_storage(found.storage),
-        "waits": f"p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
+        "evidence": _evidence_line(found.device),
+        "waits": f"{host}p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
         f" first batch {_ms(found.first_wait_s)}",
         "cores": f"loader {cores['loader']:.2f}, main thread {cores['main']:.2f}, other threads {cores['others']:.2f},"
         f"{other_ranks} neighbours {cores['neighbours']:.2f}, of {usable:g}",
         "memory": f"{memory['resident'] / 2**30:.2f} GiB resident, {memory['shared'] / 2**30:.2f} shared",
     }
     return lines | (_run_lines(found.run) if found.run else {})
+
+
+def _evidence_line(device: dict[str, Any]) -> str:
+    if not device["asynchronous"]:
+        return "host clocks; the device is synchronous: a step returns when it is done"
+    run = f"; the run: {device['run']}" * (device["run"] is not None)
+    return f"host clocks; the device is asynchronous: a wait counts once the device's queue is empty{run}"
 
 
 def _run_lines(run: dict[str, Any]) -> dict[str, str]:
@@ -187,7 +233,8 @@ def _run_lines(run: dict[str, Any]) -> dict[str, str]:
     if gaps := run["device_gaps_s"]:
         lines["device"] = (
             f"gaps p50 {_ms(gaps['p50'])}, p95 {_ms(gaps['p95'])}, p99 {_ms(gaps['p99'])} between steps of"
-            f" {_ms(run['device_steps_s']['p50'])}; gaps longer than waits are the host's"
+            f" {_ms(run['device_steps_s']['p50'])}; idle {run['idle_shares']['input']:.1%} for input,"
+            f" {run['idle_shares']['host']:.1%} for the host"
         )
     return lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from pipeline.diagnosis.accounting import LoaderThroughput, StallAccount
@@ -78,6 +78,7 @@ class Workload:
         rank_supplies: img/s of each rank's own loader; empty for one rank.
         ranks: number of ranks.
         hosts: number of hosts.
+        asynchronous: whether the trainer only launches its steps on a device.
     """
 
     threads: int
@@ -101,6 +102,7 @@ class Workload:
     rank_supplies: tuple[float, ...] = ()
     ranks: int = 1
     hosts: float = 1.0
+    asynchronous: bool = False
 
     @property
     def loader_cpu_s(self) -> float:
@@ -116,6 +118,22 @@ class Workload:
     def free_cores(self) -> float:
         """Cores that neighbours leave."""
         return max(MIN_FREE_CORES, self.cores - self.neighbour_cores)
+
+    @property
+    def trainer_cores(self) -> float:
+        """Cores that the trainer uses on replayed batches."""
+        return self.trainer_cpu_s * self.demand
+
+    @property
+    def trainer_slows_loader(self) -> bool:
+        """Whether the trainer computes on the loader's cores, so that it causes uneven waits itself.
+
+        The thread that launches steps on a GPU may use a core all the time, even while it waits for a place in the
+        queue. It slows the loader down only if both together need more cores than there are.
+        """
+        needed_cores = self.trainer_cores + self.loader_cpu_s * self.demand
+        lacks_cores = not self.asynchronous or needed_cores > self.free_cores
+        return lacks_cores and self.trainer_cores > BUSY_TRAINER_CORES
 
     @property
     def slowest_rank(self) -> int:
@@ -156,10 +174,8 @@ def workload_of(
     read_s, decode_s, augment_s = _loader_cpu_s(stages, setup.hosts * measured.loader_cpu_s)
     trainer_s = setup.hosts * measured.trainer_cpu_s
     trainer_cores, between_share = trainer_s * measured.demand, account.parts["unexplained"]
-    # A trainer that computes on the loader's cores causes uneven waits itself: a deeper queue would not remove them.
-    uneven_s = 0.0 if trainer_cores > BUSY_TRAINER_CORES else _uneven_wait_s(measured)
     transfer_s = loader.part_s()["transfer"]
-    return Workload(
+    load = Workload(
         threads=setup.ranks * setup.threads,
         cores=setup.hosts * setup.cores,
         neighbour_cores=setup.hosts * measured.loader_cpu.cores()["neighbours"],
@@ -176,12 +192,14 @@ def workload_of(
         memory_read_s=1 / stages.reread.img_s,
         fits_in_memory=stages.set_bytes < available_bytes,
         between_s=between_share / account.together if between_share > BETWEEN_STEPS_SHARE else 0.0,
-        uneven_wait_s=uneven_s,
         transfer_s=transfer_s if transfer_s * loader.supply > TRANSFER_SHARE else 0.0,
         rank_supplies=rank_supplies,
         ranks=setup.ranks,
         hosts=setup.hosts,
+        asynchronous=measured.asynchronous,
     )
+    # A deeper queue does not remove uneven waits that the trainer causes itself.
+    return load if load.trainer_slows_loader else replace(load, uneven_wait_s=_uneven_wait_s(measured))
 
 
 def _loader_cpu_s(stages: StageThroughput, loader_s: float) -> tuple[float, float, float]:

@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LoopTotals:
-    """Sums over the steps of a real run.
+    """Sums over the steps of a real run, by the host's clocks. `device_timeline.idle_totals` gives the device's.
 
     Attributes:
         images: images that were trained on.
@@ -31,11 +31,29 @@ class LoopTotals:
     elapsed_s: float
 
 
+@dataclass(frozen=True)
+class StepTiming:
+    """One real step by the host's clocks. On an asynchronous device the step is only launched.
+
+    Attributes:
+        at_s: seconds since the measurement began.
+        wait_s: seconds that the rank with the longest wait waited for its batch.
+        step_s: seconds of the training step.
+        rest_s: seconds between the end of the step and the next wait.
+    """
+
+    at_s: float
+    wait_s: float
+    step_s: float
+    rest_s: float
+
+
 class StepClocks:
     """Times of every step of a run, without its first one, which waits for the first batch and includes warm-up.
 
-    On a GPU, compare gaps with waits. A gap as long as a wait comes from the input. A gap without a wait comes from
-    the host, which launched the next step late (callback, logging, reading a loss back). A wait without a gap is free.
+    On a GPU, `idle_by_events` compares gaps with waits. A gap as long as a wait comes from the input. A gap without a
+    wait comes from the host, which launched the next step late (callback, logging, reading a loss back). A wait without
+    a gap is free.
 
     Attributes:
         images: images of the counted steps.
@@ -52,6 +70,8 @@ class StepClocks:
         self.first_wait_s: float | None = None
         self.edge_waits_s = list[float]()
         self.device_gaps_s, self.device_steps_s = list[float](), list[float]()
+        self._gap_steps = list[int]()  # for each gap the number of the step after it; the run's first step has 0
+        self._device_steps = 0
 
     def add(self, images: int, wait_s: float, step_s: float, loop_s: float, edge: bool = False) -> None:
         """Adds one step.
@@ -73,11 +93,35 @@ class StepClocks:
         self.steps_s.append(step_s)
         self._loops_s.append(loop_s)
 
-    def add_device(self, gap_s: float | None, step_s: float) -> None:
-        """Adds a step by the GPU's clock and the gap before it. A step without a gap, as the first, is not counted."""
+    def add_device(self, gap_s: float | None, step_s: float, steps: int = 1) -> None:
+        """Adds a step by the GPU's clock and the gap before it. A step without a gap, as the first, is not counted.
+
+        Args:
+            gap_s: seconds between the step before and this one, on the GPU; None if there is none before.
+            step_s: seconds of the step on the GPU.
+            steps: steps that were measured as one.
+        """
         if gap_s is not None:
             self.device_gaps_s.append(gap_s)
             self.device_steps_s.append(step_s)
+            self._gap_steps.append(self._device_steps)
+        self._device_steps += steps
+
+    def idle_by_events(self) -> tuple[float, float] | None:
+        """Seconds for which the GPU had no step to work on, by its own events; None without any.
+
+        Returns:
+            While the host waited in `next()` for the batch, which is at most the wait; and while it did anything else.
+        """
+        if not self.device_gaps_s:
+            return None
+        gaps = zip(self.device_gaps_s, self._gap_steps, strict=True)
+        input_s = sum(min(gap_s, self._wait_s(step)) for gap_s, step in gaps)
+        return input_s, sum(self.device_gaps_s) - input_s
+
+    def _wait_s(self, step: int) -> float:
+        """The wait for the batch of a step; 0 for the run's first step, which is not counted."""
+        return self.waits_s[step - 1] if 0 < step <= len(self.waits_s) else 0.0
 
     @property
     def steps(self) -> int:

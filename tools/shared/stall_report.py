@@ -211,7 +211,9 @@ def trainer_under_test(trainer: Trainer, batch: int) -> TrainerUnderTest[Batch]:
         if len(losses) % trainer.settings.log_every == 0:
             losses[-1].item()
 
-    return TrainerUnderTest(lambda rows: batch, step, partial(wait_for, trainer.ranks.device), after)
+    device = trainer.ranks.device
+    launches_only = device.type == "cuda"  # a step on the CPU returns when it is done
+    return TrainerUnderTest(lambda rows: batch, step, partial(wait_for, device), after, launches_only)
 
 
 def ranks_record(run: Trained, loader: LoaderThroughput, steps: int, waits_s: dict[str, float]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from pipeline.diagnosis.findings import Findings, build_findings
 from pipeline.diagnosis.workload import LoaderSetup
-from pipeline.profiling.clocks import LoopTotals, percentiles
+from pipeline.profiling.clocks import LoopTotals, StepTiming, percentiles
 from pipeline.profiling.cpu_time import GROUPS, CpuUse
 from pipeline.profiling.stages import StageThroughput
 from pipeline.profiling.throughput import Throughput
-from pipeline.profiling.windows import StepTiming, WindowMeasurements, WindowRound
+from pipeline.profiling.windows import WindowMeasurements, WindowRound
 
 CORES = 4
 SETUP = LoaderSetup(threads=4, queue_depth=2, cores=CORES, decode_area_ratio=1.4)
@@ -23,6 +23,7 @@ SMALL_MEMORY = {**MEMORY, "available": SET_BYTES // 2}
 EDGES_S = percentiles([0.31, 0.32])
 RUN = {"img_s": 654.3, "clocks_share": 1e-6, "first_wait_s": 0.2}
 RUN |= dict.fromkeys(("edge_waits_s", "waits_s", "device_gaps_s", "device_steps_s"), EDGES_S)
+RUN |= {"idle_shares": {"input": 0.123, "host": 0.045}}
 
 
 def throughput(img_s: float, cpu_ms: float, p50_s: float = 0.01, p99_s: float = 0.012) -> Throughput:

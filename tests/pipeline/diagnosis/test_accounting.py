@@ -46,12 +46,14 @@ def test_a_planted_stall_is_named_and_sized(name: str):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_parts_add_up_to_the_stall(seed: int):
-    """AU is 1 minus the sum of the parts, for any measurement, even of a run that is faster than its replay."""
+    """For any measurement, even of a run that is faster than its replay: no part is negative or above the whole, and AU
+    is 1 minus their sum, or above 1 without parts."""
     rng = np.random.default_rng(seed)
     loader = timed(*rng.uniform(0.01, 3, 4))
     account = account_stall(loader, rng.uniform(100, 2000), clocks(*rng.uniform(0, 3, 3)))
     assert set(account.parts) == set(PARTS)
-    assert sum(account.parts.values()) == pytest.approx(account.stall)
+    assert sum(account.parts.values()) == pytest.approx(max(0.0, account.stall))
+    assert all(0 <= share <= 1 for share in account.parts.values())
     assert account.au == pytest.approx(1 - account.stall)
     assert account.au == pytest.approx(account.together / account.demand)
     assert account.overlap == pytest.approx(account.together / min(account.supply, account.demand))

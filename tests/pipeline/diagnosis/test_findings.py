@@ -155,7 +155,10 @@ def test_waits_for_first_batches_are_shown_separately():
     assert found.run["edge_waits_s"]["max"] == 0.5
     assert f"{found.run['clocks_share']:.4%}" in format_findings(found)
     assert "500.0 ms" in format_findings(found)
-    assert found.run["device_gaps_s"] is None and "device " not in format_findings(found)
+    assert found.run["device_gaps_s"] is None
+    assert not any(line.startswith("device ") for line in format_findings(found).splitlines())
+    idle_shares = found.run["idle_shares"]
+    assert idle_shares == pytest.approx({"input": 0.52 / 0.82, "host": 0.0})  # by the host's clocks
 
 
 def test_device_gaps_of_a_run_are_shown():

@@ -9,18 +9,17 @@ from statistics import fmean, stdev
 
 import pytest
 
-from pipeline.profiling.clocks import LoopTotals
+from pipeline.profiling.clocks import LoopTotals, StepTiming
 from pipeline.profiling.confidence import t_interval
 from pipeline.profiling.cpu_time import CpuMark, cpu_mark, group_of
+from pipeline.profiling.device_timeline import attribute_waits
 from pipeline.profiling.group import SINGLE_PROCESS, SingleProcess
 from pipeline.profiling.throughput import Throughput, lockstep_throughput, throughput_by_rank
 from pipeline.profiling.windows import (
     EmulatedTrainer,
-    StepTiming,
     TrainerUnderTest,
     WindowMeasurements,
     WindowRound,
-    attribute_waits,
     measure_windows,
 )
 
