@@ -93,6 +93,9 @@ def _storage(load: Workload, read_batch_s: tuple[float, float] | None) -> Cause:
 def _contention(load: Workload) -> Cause:
     if load.trainer_slows_loader:
         return Cause("shared cores", f"the trainer uses {load.trainer_cores:.1f} of {load.cores:g} cores")
+    if load.asynchronous and load.slower_step_s > load.uneven_wait_s:
+        longer = f"{load.slower_step_s * load.demand:.0%} longer"
+        return Cause("shared device", f"a step takes {longer} beside the loader than on replayed batches")
     queue = f"a queue of {load.queue_depth} batches"
     return Cause("short queue", f"the loader is fast enough on average, but uneven, with {queue}")
 

@@ -43,6 +43,7 @@ REMEDIES: dict[str, tuple[Change, ...]] = {
     "cold cache": ("memory",),
     "noisy neighbours": ("neighbours",),
     "shared cores": ("cores",),
+    "shared device": (),  # the model knows nothing of a GPU's work besides the demand
     "short queue": ("queue",),
     "slow transfer": ("transfer",),
     "few threads": ("threads",),

@@ -79,6 +79,7 @@ class Workload:
         ranks: number of ranks.
         hosts: number of hosts.
         asynchronous: whether the trainer only launches its steps on a device.
+        slower_step_s: seconds per image by which a step takes longer beside the loader than on replayed batches.
     """
 
     threads: int
@@ -103,6 +104,7 @@ class Workload:
     ranks: int = 1
     hosts: float = 1.0
     asynchronous: bool = False
+    slower_step_s: float = 0.0
 
     @property
     def loader_cpu_s(self) -> float:
@@ -173,8 +175,7 @@ def workload_of(
     """
     read_s, decode_s, augment_s = _loader_cpu_s(stages, setup.hosts * measured.loader_cpu_s)
     trainer_s = setup.hosts * measured.trainer_cpu_s
-    trainer_cores, between_share = trainer_s * measured.demand, account.parts["unexplained"]
-    transfer_s = loader.part_s()["transfer"]
+    between_share, transfer_s = account.parts["unexplained"], loader.part_s()["transfer"]
     load = Workload(
         threads=setup.ranks * setup.threads,
         cores=setup.hosts * setup.cores,
@@ -183,7 +184,7 @@ def workload_of(
         read_cpu_s=read_s,
         decode_cpu_s=decode_s,
         augment_cpu_s=augment_s,
-        trainer_cpu_s=trainer_s if trainer_cores > IDLE_TRAINER_CORES else 0.0,
+        trainer_cpu_s=trainer_s if trainer_s * measured.demand > IDLE_TRAINER_CORES else 0.0,
         demand=measured.demand,
         supply=max(measured.supply, account.together),  # what the loader gave to the trainer it can give alone
         together=account.together,
@@ -197,6 +198,7 @@ def workload_of(
         ranks=setup.ranks,
         hosts=setup.hosts,
         asynchronous=measured.asynchronous,
+        slower_step_s=_slower_step_s(measured),
     )
     # A deeper queue does not remove uneven waits that the trainer causes itself.
     return load if load.trainer_slows_loader else replace(load, uneven_wait_s=_uneven_wait_s(measured))
@@ -209,6 +211,11 @@ def _loader_cpu_s(stages: StageThroughput, loader_s: float) -> tuple[float, floa
     read_s = scale * min(read_ms, full_ms)
     decode_s = scale * max(0.0, min(decoded_ms, full_ms) - read_ms)
     return read_s, decode_s, max(0.0, loader_s - read_s - decode_s)
+
+
+def _slower_step_s(measured: WindowMeasurements) -> float:
+    """Seconds per image by which real steps took longer than replayed ones."""
+    return max(0.0, measured.clocks.step_s / measured.clocks.images - 1 / measured.demand)
 
 
 def _uneven_wait_s(measured: WindowMeasurements) -> float:

@@ -53,11 +53,17 @@ def windows(
     rest_ms: float = 0.0,
     trainer_cores: float = 0.0,
     neighbours: float = 0.0,
+    slower_ms: float = 0.0,
+    asynchronous: bool = False,
 ) -> WindowMeasurements:
-    """Windows of a trainer that waits as long as the loader's supply implies, or for `wait_ms` an image."""
+    """Windows of a trainer that waits as long as the loader's supply implies, or for `wait_ms` an image.
+
+    Its real steps take `slower_ms` an image more than the replayed ones.
+    """
     supply = apart.full.img_s if supply is None else supply
     step_s = 1 / demand
     wait_s = max(0.0, 1 / supply - step_s) if wait_ms is None else wait_ms / 1000
+    step_s += slower_ms / 1000
     rounds = []
     for n in range(5):
         whole_s = (wait_s + step_s + rest_ms / 1000) * (1 + 0.001 * n)
@@ -67,7 +73,8 @@ def windows(
         )
     steps = tuple(StepTiming(n * 0.1, 128 * wait_s, 128 * step_s, 0.128 * rest_ms) for n in range(20))
     loader = use(supply * apart.full.cpu_ms_per_img / 1000, neighbours)
-    return WindowMeasurements(tuple(rounds), steps, 0.2, loader, use(trainer_cores, neighbours), loader)
+    trainer = use(trainer_cores, neighbours)
+    return WindowMeasurements(tuple(rounds), steps, 0.2, loader, trainer, loader, asynchronous)
 
 
 QUICK_READ, SLOW_READ = throughput(60_000, 0.02), throughput(1000, 0.02)
@@ -139,6 +146,7 @@ PLANTED: dict[str, tuple[str, str, StageThroughput, dict[str, Any], dict[str, An
         {"ranks": 2},
         {"swapped": 1200.0, "rank_supplies": (1950.0, 1960.0)},
     ),
+    "shared device": ("contention", "shared device", HEALTHY, {"slower_ms": 0.1, "asynchronous": True}, {}, {}),
     "shared cores": ("contention", "shared cores", HEALTHY, {"wait_ms": 0.1, "trainer_cores": 3.5}, {}, {}),
 }
 

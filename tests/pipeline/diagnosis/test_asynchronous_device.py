@@ -209,6 +209,8 @@ def test_steps_that_are_slower_beside_the_loader_are_contention(asynchronous: bo
     found = build_findings(HEALTHY, measured, SETUP, MEMORY, {})
     assert found.account.verdict == "contention"
     assert found.account.parts["contention"] == pytest.approx(3 / 20, abs=0.005)
+    if asynchronous:
+        assert found.cause.name == "shared device" and "18% longer" in found.cause.because
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])
