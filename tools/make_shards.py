@@ -155,7 +155,7 @@ def quarantine_limit(given: int | None, listing: Listing) -> int:
 def listing_record(listing: Listing) -> dict[str, object]:
     """What `--json` says about the source of a split; prints the images without a usable label."""
     for image in listing.unusable:
-        print(f"  quarantined {image.key}: {image.reason}")
+        print(f"  quarantined {image.key}: {image.file}: {image.reason}")
     return {
         "skipped": {skipped.reason: skipped.count for skipped in listing.skipped},
         "unusable": {image.key: image.reason for image in listing.unusable},

@@ -52,12 +52,12 @@ def find_file_classes(split: str, folder: Path, names: Sequence[str], roots: Seq
 
 def missing_classes(split: str, folder: Path, count: int, root: Path, kaggle: bool) -> str:
     """The message for flat images whose classes nothing says."""
-    if kaggle and split == "val":
-        return f"{root / SOLUTION}: missing; it has the classes of val; put it there, or use --split train"
     above = next((p for p in root.resolve().parents[:4] if (p / SOLUTION).is_file() or find_devkit(p)), None)
     found = f"{folder}: {count:,} images without class folders"
     if above is not None and split == "val":
         return f"{found}; their classes are in {above}: run make_shards.py with {above} as SOURCE"
+    if kaggle and split == "val":
+        return f"{root / SOLUTION}: missing; it has the classes of val; put it there, or use --split train"
     if split == "val":
         return (
             f"{found}, and nothing says their classes; put {DEVKIT} or {SOLUTION} into {root} or {ANNOTATIONS} into"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.imagenet.detect import find, find_packed, find_without_split
+from pipeline.imagenet.detect import find, find_packed, find_without_split, innermost
 from pipeline.imagenet.entries import folders_in, ignored, sorted_entries
 from pipeline.imagenet.listing import SPLITS
 from pipeline.imagenet.parquet import ColumnNames
@@ -36,7 +36,8 @@ def descend(root: Path, columns: ColumnNames) -> tuple[Path, Findings]:
         if len(found) > 1:
             names = ", ".join(str(path) for path in found)
             raise ValueError(f"{root}: several sources in it ({names}); run make_shards.py with one of them as SOURCE")
-        find_without_split(root, findings)
+        folder = innermost(root)
+        find_without_split(folder, findings)
     find_packed(folder, findings)
     return folder, findings
 

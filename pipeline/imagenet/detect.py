@@ -73,7 +73,7 @@ class Contents:
     def shards(self) -> list[Path]:
         """Tars of any other name."""
         others = (CLASS_TAR, IMAGE_TAR, DEVKIT_NAME)
-        tars = [path for path in self.files if path.suffix == ".tar" and path.is_file()]
+        tars = [path for path in self.files if path.suffix.lower() == ".tar" and path.is_file()]
         return [path for path in tars if not any(other.fullmatch(path.name) for other in others)]
 
     def parquet(self) -> list[Path]:
@@ -153,6 +153,12 @@ def _beside_classes(
 ) -> list[Problem]:
     """Problems of what lies beside class folders: classes that are still packed, and images without a class."""
     full = {folder.name for folder in classes if has_image(folder)}
+    if len(classes) == 1 and not (content := Contents.of(classes[0])).images and len(content.folders) > 1:
+        text = (
+            f"{classes[0]}: {len(content.folders)} folders in the only folder of {split}, so it is not clear which are"
+        )
+        fix = f"the classes; move them up into {classes[0].parent}, or their images into {classes[0]}"
+        return [Problem(place.layout, split, f"{text} {fix}", always=True)]
     packed = [tar for tar in tars if tar.stem not in full]
     problems = []
     if packed:
@@ -229,6 +235,16 @@ def _parquet_by_name(here: Contents, place: Place, names: ColumnNames) -> list[P
     return []
 
 
+def innermost(root: Path) -> Path:
+    """The folder that holds class folders: `root`, or below it if each folder has nothing but one folder of folders."""
+    content = Contents.of(root)
+    if len(content.folders) == 1 and not content.images and not content.class_tars():
+        inner = Contents.of(content.folders[0])
+        if not inner.images and (inner.class_tars() or any(has_image(folder) for folder in inner.folders)):
+            return innermost(inner.folder)
+    return root
+
+
 def find_without_split(root: Path, findings: Findings) -> None:
     """Adds the part for a folder that is itself a split: class folders, class tars or images without a split folder."""
     here, place = Contents.of(root), _place(root)
@@ -236,7 +252,11 @@ def find_without_split(root: Path, findings: Findings) -> None:
     folders = [folder for folder in here.folders if folder.name.lower() != "test"]
     if any(has_image(folder) for folder in folders):
         part = class_folders(split, folders, [root], place)
-        findings.add(replace(part, what=f"{part.what} itself, which has no folder for a split"))
+        note = f"{part.what} itself, which has no folder for a split"
+        siblings = [f for f in folders_in(root.resolve().parent) if split_of_folder(f.name) == _other(split)]
+        if split_of_folder(root.resolve().name) and siblings:
+            note += f" ({siblings[0].name} is beside it: give the folder above as SOURCE to read both)"
+        findings.add(replace(part, what=note))
     elif tars := here.class_tars():
         findings.add(class_tars(split, tars, [root], place.relative([root])))
     elif here.images:

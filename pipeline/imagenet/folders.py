@@ -104,7 +104,7 @@ def flat_images(split: str, folder: Path, count: int, classes: FileClasses, plac
 def _image(entry: os.DirEntry[str], label: str | None, problem: str = "") -> LabelledImage:
     """An image file with its label, or a link to nowhere."""
     if is_dangling(entry):
-        problem = f"{entry.path}: a link to {os.readlink(entry.path)}, which does not exist"
+        problem = f"a link to {os.readlink(entry.path)}, which does not exist"
         return LabelledImage(entry.name, None, Path(entry.path), 0, 0, problem)
     return LabelledImage(entry.name, label, Path(entry.path), 0, entry.stat().st_size, problem)
 

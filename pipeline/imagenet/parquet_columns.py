@@ -66,6 +66,8 @@ def label_text(value: object) -> str | None:
 
     Negative numbers, by which some sets mark an unknown class, are none.
     """
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, float):
@@ -101,7 +103,7 @@ def _image_path(column: Any) -> str | None:
 def _may_be_label(kind: Any) -> bool:
     from pyarrow import types
 
-    if types.is_dictionary(kind):
+    if types.is_dictionary(kind) or types.is_list(kind):  # a list must hold one label
         kind = kind.value_type
     return bool(
         types.is_integer(kind) or types.is_floating(kind) or types.is_string(kind) or types.is_large_string(kind)

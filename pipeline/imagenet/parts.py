@@ -87,6 +87,6 @@ def split_in_file(name: str) -> str | None:
     return {"validation": "val", "training": "train"}.get(found[1].lower(), found[1].lower()) if found else None
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 class folder`, `1,000 class folders`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str, nouns: str | None = None) -> str:
+    """`1 class folder`, `1,000 class folders`. `nouns` is the plural if it is not the noun and an s."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"

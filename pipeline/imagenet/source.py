@@ -28,7 +28,7 @@ from pipeline.imagenet.item_reader import ItemReader as ItemReader
 from pipeline.imagenet.labels import Scan, listing_of, merged_classes
 from pipeline.imagenet.listing import SPLITS, ClassName, Listing
 from pipeline.imagenet.parquet import ColumnNames as ColumnNames
-from pipeline.imagenet.parts import Part
+from pipeline.imagenet.parts import Part, counted
 
 # Layout -> its files in a few words, for messages.
 LAYOUTS: Mapping[str, str] = MappingProxyType(
@@ -83,12 +83,12 @@ class Source:
         """What will be read and what will not, a line each."""
         lines = []
         for listing in listings:
-            count = f"{len(listing.items):,} images of {len(listing.classes):,} classes"
+            count = f"{counted(len(listing.items), 'image')} of {counted(len(listing.classes), 'class', 'classes')}"
             lines.append(f"{listing.split}: {self.parts[listing.split].what}, {count}, layout {listing.layout}")
             lines += [f"  skipped: {skipped}" for skipped in listing.skipped]
             if listing.unusable:
                 first = f"{listing.unusable[0].file}: {listing.unusable[0].reason}"
-                lines.append(f"  without a usable label: {len(listing.unusable):,} (first: {first})")
+                lines.append(f"  unusable: {len(listing.unusable):,} (first: {first})")
             if without := listing.classes_without_images():
                 lines.append(f"  classes without images: {len(without):,} ({_names(without)})")
         if unused := [os.path.relpath(path, self.root) for path in self.unused]:

@@ -132,6 +132,4 @@ def _json_label(record: object) -> str | None:
     """The label in a JSON member: a value, a list of one value, or an object with one of JSON_LABELS."""
     if isinstance(record, dict):
         record = next((record[name] for name in JSON_LABELS if name in record), None)
-    if isinstance(record, list) and len(record) == 1:
-        (record,) = record
     return label_text(record)

@@ -142,6 +142,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: tree(r, "notes/a.txt", f"imagenet/train/{TENCH}/1.JPEG"),
         "run make_shards.py with .*src/imagenet as SOURCE",
     ),
+    "one folder of folders": (
+        lambda r: tree(r, "train/dog/small/1.JPEG", "train/dog/large/1.JPEG"),
+        "2 folders in the only folder of train, so it is not clear which are the classes",
+    ),
     "no class in common": (
         lambda r: [with_both(r), tar_of(r / "val-0.tar", [("a.jpg", jpeg()), ("a.cls", b"0")])],
         "the splits have no class in common",
@@ -162,8 +166,9 @@ def test_a_split_that_cannot_be_read_is_refused(case: str, tmp_path: Path):
 def test_a_source_too_low_names_the_right_folder(tmp_path: Path):
     """The classes of a flat val are in a table above SOURCE."""
     with_solution(tmp_path / "src")
-    with pytest.raises(ValueError, match=f"run make_shards.py with {tmp_path}/src as SOURCE"):
-        open_source(tmp_path / "src" / CLS_LOC)
+    for folder in (CLS_LOC, "ILSVRC"):
+        with pytest.raises(ValueError, match=f"run make_shards.py with {tmp_path}/src as SOURCE"):
+            open_source(tmp_path / "src" / folder)
 
 
 def test_split_leaves_a_split_that_cannot_be_read(tmp_path: Path):
@@ -180,6 +185,15 @@ def test_class_folders_without_a_split_are_train(tmp_path: Path):
     assert "itself, which has no folder for a split" in source.plan([source.listing("train")])[0]
     (tmp_path / "imagenet-r").rename(tmp_path / "val")
     assert open_source(tmp_path / "val").splits() == ["val"]
+    tree(tmp_path / "train", f"{TENCH}/1.JPEG")
+    source = open_source(tmp_path / "val")
+    assert "(train is beside it: give the folder above as SOURCE to read both)" in source.parts["val"].what
+
+
+def test_a_folder_around_class_folders_is_no_class(tmp_path: Path):
+    """As in imagenetv2-matched-frequency-format-val, unpacked in SOURCE."""
+    tree(tmp_path, *(f"imagenetv2-format-val/{n}/a{n}.jpeg" for n in (0, 2, 10)))
+    assert [c.wnid for c in open_source(tmp_path).listing("train").classes] == ["0", "2", "10"]
 
 
 def test_the_command_prints_the_plan_before_any_work(tmp_path: Path):
@@ -192,7 +206,7 @@ def test_the_command_prints_the_plan_before_any_work(tmp_path: Path):
     assert out.splitlines()[:5] == [
         "train: 2 class folders in train, 2 images of 2 classes, layout folders",
         f"  skipped: 1 AppleDouble ({root}/train/{SHARK}/._1.JPEG)",
-        "val: 1 class folder in val, 1 images of 2 classes, layout folders",
+        "val: 1 class folder in val, 1 image of 2 classes, layout folders",
         f"  classes without images: 1 ({SHARK})",
         "not used: notes.txt, test",
     ]

@@ -73,7 +73,7 @@ def test_links_to_nowhere_are_unusable(tmp_path: Path):
     (root / "train/x/loop").symlink_to(root / "train")
     listing = train(root)
     assert (keys(listing), len(listing.unusable)) == (["a"], 11)
-    assert listing.unusable[0].reason == f"{root}/train/x/b0.jpg: a link to /nowhere/b.jpg, which does not exist"
+    assert listing.unusable[0].reason == "a link to /nowhere/b.jpg, which does not exist"
     code, _, error = make_shards(root, tmp_path / "out")
     assert code == 1
     assert "train: 11 of 12 images have no usable label or do not exist, at most 10 are allowed" in error
