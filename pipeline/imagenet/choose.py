@@ -13,7 +13,7 @@ from pipeline.imagenet.parquet import ColumnNames
 from pipeline.imagenet.parts import Findings, Part
 
 FOLDER_LAYOUTS = ("folders", "kaggle")
-MAX_DEPTH = 4  # folders that may be around the layout
+MAX_DEPTH = 8  # folders that may be around the layout
 MAX_PROBED = 20  # folders beside each other that may hold the layout
 
 

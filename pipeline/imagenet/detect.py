@@ -7,14 +7,14 @@ for one image in each class folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.imagenet.annotations import find_file_classes, missing_classes
 from pipeline.imagenet.devkit import NAME as DEVKIT_NAME
 from pipeline.imagenet.devkit import number_of
-from pipeline.imagenet.entries import folders_in, has_image, ignored, skip_reason, sorted_entries
+from pipeline.imagenet.entries import folders_in, has_image, ignored, is_dangling, skip_reason, sorted_entries
 from pipeline.imagenet.folders import Place, class_folders, flat_images
 from pipeline.imagenet.ilsvrc import CLASS_TAR, IMAGE_TAR, class_tars, image_tars
 from pipeline.imagenet.kaggle import SOLUTION, kaggle_images
@@ -93,6 +93,7 @@ def find(root: Path, names: ColumnNames) -> Findings:
     for folder in folders_in(place.images):
         if split := split_of_folder(folder.name):
             inside.setdefault(split, []).append(folder)
+    findings.add(*_no_folders(place, inside))
     for split, folders in inside.items():
         findings.add(*_in_split_folders(split, folders, place, names))
     here = Contents.of(root)
@@ -100,6 +101,16 @@ def find(root: Path, names: ColumnNames) -> Findings:
         findings.add(*image_tars(split, here.files, [root, *folders_in(root)]))
     findings.add(*_shards_by_name(here, place, findings), *_parquet_by_name(here, place, names))
     return findings
+
+
+def _no_folders(place: Place, inside: Mapping[str, object]) -> Iterator[Problem]:
+    """Problems for entries that are named by a split, but are no folder: links to nowhere, and files."""
+    for entry in sorted_entries(place.images):
+        split = split_of_folder(entry.name)
+        if split is not None and split not in inside and not entry.is_dir():
+            what = "a link to a folder that does not exist" if is_dangling(entry) else "not a folder"
+            text = f"{entry.path}: {what}; correct it, or remove it, or use --split {_other(split)}"
+            yield Problem(place.layout, split, text)
 
 
 def _place(root: Path) -> Place:
@@ -159,10 +170,11 @@ def _beside_classes(
         )
         fix = f"the classes; move them up into {classes[0].parent}, or their images into {classes[0]}"
         return [Problem(place.layout, split, f"{text} {fix}", always=True)]
-    packed = [tar for tar in tars if tar.stem not in full]
+    archives = [path for content in contents for path in content.archives() if re.match(r"n\d{8}\.", path.name)]
+    packed = [path for path in (*tars, *archives) if path.name.partition(".")[0] not in full]
     problems = []
     if packed:
-        text = f"{packed[0]}: a class that is not unpacked, unlike others ({counted(len(packed), 'tar')} in all)"
+        text = f"{packed[0]}: a class that is not unpacked, unlike others ({counted(len(packed), 'file')} in all)"
         problems.append(Problem(place.layout, split, f"{text}; unpack it into a folder, or remove it", always=True))
     for content in contents:
         named = [n for n in content.images[:SAMPLE_NAMES] if WNID.search(n.partition(".")[0]) or number_of(n)]

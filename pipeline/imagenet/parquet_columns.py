@@ -10,7 +10,7 @@ from typing import Any
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "image_bytes", "bytes", "content", "data")
 LABEL_NAMES: tuple[str, ...] = ("label", "labels", "cls", "class", "fine_label", "class_id", "label_id", "target", "y")
-LABEL_NAMES += ("category", "wnid", "synset", "class_name")
+LABEL_NAMES += ("category", "wnid", "synset", "class_name", "coarse_label")
 MAX_LABEL = 2**31 - 1  # from here on, a number is a mark for "no label", not a class
 
 

@@ -142,6 +142,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: tree(r, "notes/a.txt", f"imagenet/train/{TENCH}/1.JPEG"),
         "run make_shards.py with .*src/imagenet as SOURCE",
     ),
+    "link to nowhere": (
+        lambda r: [with_both(r), (r / "val").symlink_to("/gone/val")],
+        "src/val: a link to a folder that does not exist; correct it, or remove it, or use --split train",
+    ),
+    "packed class": (lambda r: with_both(r, "train/n02099601.zip"), "n02099601.zip: a class that is not unpacked"),
     "one folder of folders": (
         lambda r: tree(r, "train/dog/small/1.JPEG", "train/dog/large/1.JPEG"),
         "2 folders in the only folder of train, so it is not clear which are the classes",
