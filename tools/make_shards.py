@@ -11,9 +11,9 @@ without unpacking:
     webdataset  tars of KEY.jpg and KEY.cls
     folders     train/<wnid>/*.JPEG and val/<wnid>/*.JPEG
 
-Each split is read from where it is, so train may be in class folders beside the tar of val. Before any work, the plan is
-printed: what each split is read from, what is skipped, and what in SOURCE is not used. A split that seems to be there but
-cannot be read, or that can be read in two ways, is refused with the fix. All splits have one list of classes.
+Each split is read from where it is, so train may be in class folders beside the tar of val. Before any work, the tool
+prints the plan: what each split is read from, what is skipped, and what in SOURCE is not used. A split that seems to be
+there but cannot be read, or that can be read in two ways, is refused with the fix. All splits have one list of classes.
 
 Images are resized to a short side of 256. After an interruption, the same command continues where the run stopped; on a
 finished set it changes nothing. Prints a line per split and the bottleneck of the run.
@@ -23,8 +23,8 @@ finished set it changes nothing. Prints a line per split and the bottleneck of t
     python tools/make_shards.py /data/imagenet data/imagenet-256 --repair   # rebuild damaged shards to the same bytes
     python tools/make_shards.py /shared/in /shared/out --engine tcp://host:8786     # run on a Dask cluster
 
-Exit codes: 0 success; 1 more images than --max-quarantine cannot be decoded or have no label, or --verify found a fault;
-2 wrong input.
+Exit codes: 0 success; 1 more images than --max-quarantine cannot be decoded or have no label, or --verify found a
+fault; 2 wrong input.
 """
 
 from __future__ import annotations
