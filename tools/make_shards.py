@@ -11,6 +11,10 @@ without unpacking:
     webdataset  tars of KEY.jpg and KEY.cls
     folders     train/<wnid>/*.JPEG and val/<wnid>/*.JPEG
 
+Each split is read from where it is, so train may be in class folders beside the tar of val. Before any work, the tool
+prints the plan: what each split is read from, what is skipped, and what in SOURCE is not used. A split that seems to be
+there but cannot be read, or that can be read in two ways, is refused with the fix. All splits have one list of classes.
+
 Images are resized to a short side of 256. After an interruption, the same command continues where the run stopped; on a
 finished set it changes nothing. Prints a line per split and the bottleneck of the run.
 
@@ -19,7 +23,8 @@ finished set it changes nothing. Prints a line per split and the bottleneck of t
     python tools/make_shards.py /data/imagenet data/imagenet-256 --repair   # rebuild damaged shards to the same bytes
     python tools/make_shards.py /shared/in /shared/out --engine tcp://host:8786     # run on a Dask cluster
 
-Exit codes: 0 success; 1 more images than --max-quarantine cannot be decoded, or --verify found a fault; 2 wrong input.
+Exit codes: 0 success; 1 more images than --max-quarantine cannot be decoded or have no label, or --verify found a
+fault; 2 wrong input.
 """
 
 from __future__ import annotations
@@ -36,11 +41,18 @@ from pipeline.shards.settings import FILTERS, STORED_SHAPES, SUBSAMPLINGS, Resiz
 from tools.shared.cli import Progress, add_workers, chosen_workers, cores, run, write_json
 
 if TYPE_CHECKING:
+    from pipeline.imagenet.listing import Listing
+    from pipeline.imagenet.source import Source
     from pipeline.shards.build import Outcome
     from pipeline.workers import Workers
 
 MAX_QUARANTINE_SHARE = 0.001
+CLASS_LIST_HELP = "text file with a wnid per line: all classes, if SOURCE holds only some; keeps ImageNet's 1000 labels"
 MIN_MAX_QUARANTINE = 10  # images; in a small set, a few bad images are a larger share
+
+
+class TooManyUnusable(Exception):
+    """More images have no usable label than the user allows. The text says how many and what to do."""
 
 
 def parse() -> argparse.Namespace:
@@ -49,6 +61,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("source", type=Path, metavar="SOURCE", nargs="?", help="not needed for --verify")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shard sets")
     parser.add_argument("--layout", metavar="NAME", help="layout of SOURCE, as listed above; default: detect it")
+    parser.add_argument("--class-list", type=Path, metavar="FILE", help=CLASS_LIST_HELP)
+    parser.add_argument("--image-column", metavar="NAME", help="of parquet files; default: find it")
+    parser.add_argument("--label-column", metavar="NAME", help="of parquet files; default: find it")
     parser.add_argument("--split", metavar="NAME", help="only train or only val; default: every split in SOURCE")
     resize, shard = ResizeSettings(), ShardSettings()
     add = parser.add_argument
@@ -87,30 +102,71 @@ def main() -> int:
 def make(args: argparse.Namespace, workers: Workers) -> int:
     """Makes or repairs the shard sets. Returns 1 if too many images cannot be decoded."""
     settings = settings_of(args)
-    from pipeline.imagenet.source import open_source
     from pipeline.shards.build import TooManyQuarantined, make_split, repair_split
 
-    source = open_source(args.source, args.layout)
-    if args.split and args.split not in source.splits():
-        raise ValueError(f"{args.source}: layout {source.layout} without split {args.split!r}, found {source.splits()}")
+    source = source_of(args)
     make_or_repair = repair_split if args.repair else make_split
     record: dict[str, object] = {"layout": source.layout}
-    for split in [args.split] if args.split else source.splits():
-        listing = source.listing(split)
-        print(f"{split}: {len(listing.items):,} images of {len(listing.classes)} classes, layout {listing.layout}")
-        limit = args.max_quarantine
-        if limit is None:
-            limit = max(MIN_MAX_QUARANTINE, int(MAX_QUARANTINE_SHARE * len(listing.items)))
+    listings = [source.listing(split) for split in ([args.split] if args.split else source.splits())]
+    print("\n".join(source.plan(listings)), flush=True)
+    for listing in listings:
+        split = listing.split
         started_s = time.monotonic()
         try:
+            limit = quarantine_limit(args.max_quarantine, listing)
             with Progress(f"sharding {split}", len(listing.items)) as progress:
                 outcome = make_or_repair(listing, args.out, settings, workers, limit, progress)
-        except TooManyQuarantined as error:
+        except (TooManyQuarantined, TooManyUnusable) as error:
             print(f"make_shards.py: {error}", file=sys.stderr)
             return 1
-        record[split] = report(outcome, args.out / split, time.monotonic() - started_s, workers.count)
+        result = report(outcome, args.out / split, time.monotonic() - started_s, workers.count)
+        record[split] = {**result, **listing_record(listing)}
     write_json(args.json, record)
     return 0
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """Opens SOURCE with the options that say how to read it."""
+    from pipeline.imagenet.listing import SPLITS
+    from pipeline.imagenet.source import ColumnNames, open_source, read_class_list
+
+    if args.split not in (None, *SPLITS):
+        raise ValueError(f"--split {args.split}, expected one of {', '.join(SPLITS)}")
+    class_list = read_class_list(args.class_list) if args.class_list else None
+    columns = ColumnNames(args.image_column, args.label_column)
+    source = open_source(args.source, args.layout, args.split, columns, class_list)
+    if args.split and args.split not in source.splits():
+        raise ValueError(f"{args.source}: layout {source.layout} without split {args.split!r}, found {source.splits()}")
+    return source
+
+
+def quarantine_limit(given: int | None, listing: Listing) -> int:
+    """How many items of a listing may be undecodable. Images without a usable label count, too.
+
+    Raises:
+        TooManyUnusable: There are more of them than the limit allows.
+    """
+    images, unusable = len(listing.items) + len(listing.unusable), listing.unusable
+    limit = max(MIN_MAX_QUARANTINE, int(MAX_QUARANTINE_SHARE * images)) if given is None else given
+    if len(unusable) > limit:
+        raise TooManyUnusable(
+            f"{listing.split}: {len(unusable)} of {images} images have no usable label or do not exist, at most {limit}"
+            f" are allowed (first: {unusable[0].file}: {unusable[0].reason}); correct the source, or raise"
+            " --max-quarantine"
+        )
+    return limit - len(unusable)
+
+
+def listing_record(listing: Listing) -> dict[str, object]:
+    """What `--json` says about the source of a split; prints the images without a usable label."""
+    for image in listing.unusable:
+        print(f"  quarantined {image.key}: {image.file}: {image.reason}")
+    return {
+        "skipped": {skipped.reason: skipped.count for skipped in listing.skipped},
+        "unusable": {image.key: image.reason for image in listing.unusable},
+        "originals": dict(listing.originals),
+        "classes_without_images": listing.classes_without_images(),
+    }
 
 
 def settings_of(args: argparse.Namespace) -> ShardSettings:

@@ -1,118 +1,169 @@
-"""ImageNet as image-net.org distributes it, three files that stay packed: the layout `ilsvrc`.
+"""ImageNet as image-net.org distributes it, in tars that stay packed: the layout `ilsvrc`.
 
     ILSVRC2012_img_train.tar          one tar per class, named by wnid, inside one tar
     ILSVRC2012_img_val.tar            validation images in one tar, numbered
     ILSVRC2012_devkit_t12.tar.gz      class names (data/meta.mat) and validation classes (ground truth)
+    train/<wnid>.tar                  or the class tars, after the training tar was unpacked once
 
-In: the folder. Out: a `Listing` whose items give the byte range of each image in the outer tar, so an image takes one
-read, even in a tar inside a tar.
+Names such as `ILSVRC2012_img_val (1).tar` are recognised, and tars that were made again from class folders are read.
+Without the devkit, a class is its wnid, and val needs wnids in its members' names. Items give the byte range of each
+image in the outer tar, so an image takes one read, even in a tar inside a tar.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
-import scipy.io
-
-from pipeline.imagenet.listing import SPLITS, ClassName, Item, Items, Listing, key_of
-from pipeline.imagenet.tar_members import open_tar, read_members
+from pipeline.imagenet.devkit import DEVKIT as DEVKIT
+from pipeline.imagenet.devkit import find_devkit, number_of, read_ground_truth, read_synsets
+from pipeline.imagenet.entries import Skipped, ignored_in_path, member_skip_reason
+from pipeline.imagenet.labels import WNID, LabelledImage, Scan, scan_of
+from pipeline.imagenet.listing import ClassName
+from pipeline.imagenet.parts import Part, Problem, counted
+from pipeline.imagenet.tar_members import read_members
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+EXPECTED = f"{TRAIN_TAR} or {VAL_TAR} with {DEVKIT}"
+IMAGE_TAR = re.compile(r"ILSVRC2012_img_(train|val)(?![a-z0-9]).*\.tar", re.IGNORECASE)
+CLASS_TAR = re.compile(r"n\d{8}\.tar")
 
 
-@dataclass(frozen=True)
-class IlsvrcTars:
-    """A `Source` with the three ILSVRC2012 files in folder `root`."""
+def image_tars(split: str, files: Sequence[Path], folders: Sequence[Path]) -> list[Part | Problem]:
+    """The parts for the image tars of a split.
 
-    root: Path
-    layout: str = "ilsvrc"
-    expected: str = f"{TRAIN_TAR} or {VAL_TAR} with {DEVKIT}"
-
-    def splits(self) -> list[str]:
-        """The splits whose tar exists."""
-        return [split for split, name in zip(SPLITS, (TRAIN_TAR, VAL_TAR), strict=True) if (self.root / name).is_file()]
-
-    def listing(self, split: str) -> Listing:
-        """Items in the order of the tar; classes and their words come from the devkit."""
-        class_of_id = _read_synsets(self.root / DEVKIT)
-        classes = tuple(sorted(class_of_id.values(), key=lambda c: c.wnid))
-        label_of = {c.wnid: label for label, c in enumerate(classes)}
-        if split == "train":
-            items = Items.of(_train_items(self.root / TRAIN_TAR, label_of))
-        else:
-            ids = _read_ground_truth(self.root / DEVKIT)
-            if unknown := set(ids) - set(class_of_id):
-                raise ValueError(
-                    f"{self.root / DEVKIT}: its ground truth names class {min(unknown)}, but its meta.mat has no such"
-                    " class; download it again"
-                )
-            items = Items.of(_val_items(self.root / VAL_TAR, [label_of[class_of_id[i].wnid] for i in ids]))
-        return Listing(self.layout, split, classes, items)
+    Args:
+        split: `train` or `val`.
+        files: Where to look for the tar.
+        folders: Where to look for the devkit.
+    """
+    tars = [p for p in files if (match := IMAGE_TAR.fullmatch(p.name)) and match[1].lower() == split]
+    exact = [path for path in tars if path.name in (TRAIN_TAR, VAL_TAR)]
+    if tars and len(exact or tars) > 1:
+        names = " and ".join(map(str, exact or tars))
+        return [Problem("ilsvrc", split, f"{names}: two tars for {split}; move one of them away")]
+    if not tars:
+        return []
+    path, devkit = (exact or tars)[0], find_devkit(*folders)
+    if split == "val" and devkit is None and _first_label(path) is None:
+        text = f"{folders[0] / DEVKIT}: missing; it has the class of each image in {path.name}; put it beside the image"
+        return [Problem("ilsvrc", split, f"{text} tars, or use --split train")]
+    uses = (path,) if devkit is None else (path, devkit)
+    read = _train_scan if split == "train" else _val_scan
+    return [
+        Part("ilsvrc", split, path.name, uses, lambda: read(path, devkit), lambda _, __, s: _classes(s[split], devkit))
+    ]
 
 
-def _read_synsets(devkit: Path) -> dict[int, ClassName]:
-    """ILSVRC2012_ID -> class, from the devkit's data/meta.mat. Only leaves of the WordNet tree are classes."""
-    with _devkit_file(devkit, "data/meta.mat") as file:
-        try:
-            synsets = scipy.io.loadmat(BytesIO(file.read()), squeeze_me=True)["synsets"]
-            rows = zip(
-                synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["words"], synsets["num_children"], strict=True
-            )
-            return {int(i): ClassName(str(wnid), str(words)) for i, wnid, words, children in rows if not children}
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(f"{devkit}: its data/meta.mat holds no synsets ({error}); download it again") from error
+def class_tars(split: str, tars: Sequence[Path], folders: Sequence[Path], where: str) -> Part:
+    """The part for tars that are named by their class, such as n01440764.tar."""
+    devkit = find_devkit(*folders)
+
+    def scan() -> Scan:
+        skipped = Skipped()
+        images = (image for tar in tars for image in _class_images(tar, None, tar.stem, skipped))
+        return scan_of(images, skipped, [tar.stem for tar in tars])
+
+    what = f"{counted(len(tars), 'class tar')} in {where}"
+    uses = (*tars, devkit) if devkit else tuple(tars)
+    return Part("ilsvrc", split, what, uses, scan, lambda _, __, scans: _classes(scans[split], devkit))
 
 
-def _read_ground_truth(devkit: Path) -> list[int]:
-    """ILSVRC2012_ID of every validation image, in the order of their numbers."""
-    with _devkit_file(devkit, "data/ILSVRC2012_validation_ground_truth.txt") as file:
-        return [int(line) for line in file.read().split()]
+def _classes(scan: Scan, devkit: Path | None) -> Mapping[str, ClassName]:
+    """The devkit's classes; without a devkit those of the scan."""
+    if devkit is None:
+        return {label: ClassName(label, label) for label in scan.labels}
+    return {name.wnid: name for name in read_synsets(devkit).values()}
 
 
-def _devkit_file(devkit: Path, name: str) -> IO[bytes]:
-    """The devkit's member whose path ends with `name`, in memory."""
-    if not devkit.is_file():
-        raise ValueError(f"{devkit}: missing; it has the class names; put it beside the image tars")
-    with open_tar(devkit) as tar:
-        for member in tar:
-            if member.name.endswith(name):
-                file = tar.extractfile(member)
-                assert file is not None
-                return BytesIO(file.read())
-    raise ValueError(f"{devkit}: no {name} in it; expected ILSVRC2012's devkit for tasks 1 and 2, download it again")
+def _counts(path: Path, name: str, offset: int, skipped: Skipped) -> bool:
+    """Whether a member of a tar is an image; counts it otherwise."""
+    reason = member_skip_reason(path, name, offset)
+    if reason:
+        skipped.add(reason, name)
+    return reason is None
 
 
-def _train_items(path: Path, label_of: dict[str, int]) -> Iterator[Item]:
-    """The images of the training tar, class tar by class tar."""
-    for class_tar, offset, size in read_members(path):
-        wnid = class_tar.removesuffix(".tar").rpartition("/")[2]
-        if wnid not in label_of:
-            raise ValueError(f"{path}: holds {class_tar}, which is no class of the devkit; use matching files")
-        found = 0
-        for name, item_offset, item_size in read_members(path, (offset, size)):
-            found += 1
-            yield Item(key_of(name), label_of[wnid], path, item_offset, item_size)
-        if not found:
-            raise ValueError(f"{path}: {class_tar} in it holds no image; download it again")
+def _wnid_in(name: str) -> str | None:
+    """The wnid of the folder or of the file in a member's name."""
+    *folders, base = name.split("/")
+    if folders and re.fullmatch(r"n\d{8}", folders[-1]):
+        return folders[-1]
+    found = WNID.search(base.partition(".")[0])
+    return found[1] if found else None
 
 
-def _val_items(path: Path, labels: Sequence[int]) -> Iterator[Item]:
-    """The images of the validation tar. `labels[n - 1]` is the label of image n, ILSVRC2012_val_<n, 8 digits>.JPEG."""
-    found = 0
-    for name, offset, size in read_members(path):
-        number = re.search(r"_(\d{8})\.", name)
-        if number is None or not 1 <= int(number[1]) <= len(labels):
-            raise ValueError(
-                f"{path}: holds {name}, expected ILSVRC2012_val_00000001.JPEG to {len(labels):08d}; download it again"
-            )
-        found += 1
-        yield Item(key_of(name), labels[int(number[1]) - 1], path, offset, size)
-    if found != len(labels):
-        raise ValueError(f"{path}: {found} images, but the devkit's ground truth has {len(labels)}; use matching files")
+def _first_label(path: Path) -> str | None:
+    """The wnid in the name of the first image of a tar; None if there is none."""
+    skipped = Skipped()
+    members = (name for name, offset, _ in read_members(path) if _counts(path, name, offset, skipped))
+    return next(map(_wnid_in, members), None)
+
+
+def _class_images(path: Path, within: tuple[int, int] | None, wnid: str, skipped: Skipped) -> Iterator[LabelledImage]:
+    """The images of one class tar, which is a file or a member of one."""
+    found = False
+    for name, offset, size in read_members(path, within):
+        if _counts(path, name, offset, skipped):
+            found = True
+            yield LabelledImage(name, wnid, path, offset, size)
+    if not found:
+        what = path if within is None else f"{path}: {wnid}.tar in it"
+        raise ValueError(f"{what} holds no image; download it again")
+
+
+def _train_scan(path: Path, devkit: Path | None) -> Scan:
+    """The images of the training tar, class tar by class tar; images in folders named by a wnid are read, too."""
+    wnids = None if devkit is None else {name.wnid for name in read_synsets(devkit).values()}
+    skipped = Skipped()
+
+    def images() -> Iterator[LabelledImage]:
+        for name, offset, size in read_members(path):
+            if ignored_in_path(name):
+                skipped.add(str(ignored_in_path(name)), name)
+                continue
+            is_class_tar = name.endswith(".tar")
+            wnid = name.removesuffix(".tar").rpartition("/")[2] if is_class_tar else _wnid_in(name)
+            if wnids is not None and (is_class_tar or wnid) and wnid not in wnids:
+                raise ValueError(f"{path}: holds {name}, which is no class of the devkit; use matching files")
+            if is_class_tar and wnid:
+                yield from _class_images(path, (offset, size), wnid, skipped)
+            elif _counts(path, name, offset, skipped):
+                problem = "" if wnid else f"{name} has no wnid in its path; expected class tars or class folders"
+                yield LabelledImage(name, wnid, path, offset, size, problem)
+
+    return _not_empty(scan_of(images(), skipped), path)
+
+
+def _val_scan(path: Path, devkit: Path | None) -> Scan:
+    """The images of the validation tar, whose classes are in their names or in the devkit's ground truth."""
+    skipped = Skipped()
+    wnid_of_number = [] if devkit is None else read_ground_truth(devkit)
+
+    def images() -> Iterator[LabelledImage]:
+        for name, offset, size in read_members(path):
+            if not _counts(path, name, offset, skipped):
+                continue
+            number, wnid, problem = number_of(name), _wnid_in(name), ""
+            if wnid is None and number and number <= len(wnid_of_number):
+                wnid = wnid_of_number[number - 1]
+            if wnid is None:
+                last = f"{len(wnid_of_number):08d}"
+                problem = f"holds {name}, expected ILSVRC2012_val_00000001.JPEG to {last}; download it again"
+            yield LabelledImage(name, wnid, path, offset, size, problem)
+
+    scan = _not_empty(scan_of(images(), skipped), path)
+    found = len(scan.items) + len(scan.unusable)
+    if wnid_of_number and found != len(wnid_of_number):
+        raise ValueError(
+            f"{path}: {found} images, but the devkit's ground truth has {len(wnid_of_number)}; use matching files"
+        )
+    return scan
+
+
+def _not_empty(scan: Scan, path: Path) -> Scan:
+    if not len(scan.items):
+        raise ValueError(f"{path}: no image in it; download it again")
+    return scan

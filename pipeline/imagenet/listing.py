@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.imagenet.entries import SkippedFiles
 
 SPLITS = ("train", "val")
 KEY_LIMIT = 90  # characters of a key; with its suffix it must fit the 100 bytes of a USTAR member name
@@ -145,20 +146,46 @@ def _row(item: Item, parents: dict[str, int]) -> tuple[int, bytes, bytes, int, i
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """An image of the source that cannot become a sample, known before any image is read: it has no usable label.
+
+    Attributes:
+        key: As in `Item`, distinct from the keys of the items.
+        reason: What is wrong, such as `sample a has no label (.jpg)`.
+        file: The file that holds it.
+    """
+
+    key: str
+    reason: str
+    file: Path
+
+
+@dataclass(frozen=True)
 class Listing:
     """All images of one split.
 
     Attributes:
-        layout: Name of the source's layout, a key of `source.LAYOUTS`.
+        layout: Name of the source's layout, one of `source.LAYOUTS`.
         split: `train` or `val`.
-        classes: Sorted by wnid; the position is the label.
+        classes: Of all splits of the source, sorted by wnid; the position is the label.
         items: In the order of the source.
+        unusable: Images without a usable label. They count as quarantined and are not among the items.
+        originals: Key -> path of the image in the source, for each key that is not the name of its file.
+        skipped: Entries of the source that are no images, by reason.
     """
 
     layout: str
     split: str
     classes: tuple[ClassName, ...]
     items: Items
+    unusable: tuple[Unusable, ...] = ()
+    originals: Mapping[str, str] = field(default_factory=dict)
+    skipped: tuple[SkippedFiles, ...] = ()
+
+    def classes_without_images(self) -> list[str]:
+        """The wnids of the classes that no item has."""
+        counts = np.bincount(self.items.label, minlength=len(self.classes))
+        return [name.wnid for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
 
     def record(self) -> dict[str, object]:
         """What the manifest stores about the source. The fingerprint changes with any key, label or size."""
@@ -169,50 +196,3 @@ class Listing:
             for key, label, size in zip(keys, labels, sizes, strict=True):
                 digest.update(b"%b %d %d\n" % (key, label, size))
         return {"layout": self.layout, "images": len(self.items), "fingerprint": digest.hexdigest()}
-
-
-def key_of(name: str) -> str:
-    """The key for an image's file name: no folder, no suffix, and `_` for each dot, space or other special character.
-
-    Raises:
-        ValueError: The key would be empty or longer than `KEY_LIMIT`.
-    """
-    key = _plain(os.path.splitext(name.rpartition("/")[2])[0])
-    if not 0 < len(key) <= KEY_LIMIT:
-        raise ValueError(f"{name}: its name makes a key of {len(key)} characters, expected 1 to {KEY_LIMIT}; rename it")
-    return key
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", text)
-
-
-def unique(items: Items, class_names: Sequence[str]) -> Items:
-    """The items with unique keys: a key that several items share gets its class name as a prefix.
-
-    Raises:
-        ValueError: A key with its prefix is longer than `KEY_LIMIT` or still not unique; the message names the file.
-    """
-    repeated = _repeated(items.key)
-    if not len(repeated):
-        return items
-    rows = np.flatnonzero(np.isin(items.key, repeated))
-    prefixes = np.array([f"{_plain(name)}_".encode() for name in class_names])
-    longer = np.char.add(prefixes[items.label[rows]], items.key[rows])
-    lengths = np.char.str_len(longer)
-    if lengths.max() > KEY_LIMIT:
-        file, found = items[int(rows[lengths.argmax()])].file, lengths.max()
-        raise ValueError(f"{file}: with its class, a key of {found} characters, expected 1 to {KEY_LIMIT}; rename it")
-    keys = items.key.astype(np.promote_types(items.key.dtype, longer.dtype))
-    keys[rows] = longer
-    if len(repeated := _repeated(keys)):
-        file, key = items[int(np.flatnonzero(keys == repeated[0])[1])].file, repeated[0].decode()
-        raise ValueError(f"{file}: another image has the same key {key!r}; rename one of them")
-    return replace(items, key=keys)
-
-
-def _repeated(keys: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
-    """Every key that occurs more than once."""
-    ordered = np.sort(keys)
-    repeated: NDArray[np.bytes_] = ordered[1:][ordered[1:] == ordered[:-1]]
-    return repeated

@@ -1,13 +1,15 @@
 """ImageNet in parquet files as Hugging Face distributes it, one image per row: the layout `parquet`.
 
     train-00000-of-00294.parquet ..., validation-*.parquet        in the folder or in its subfolder data
+    train.parquet, train/0000.parquet                             or one file, or files in folders of splits
 
-Column `image` is a struct of bytes and path, column `label` an integer. This layout requires pyarrow, an optional
-dependency of this project.
+The image column is a struct of bytes and path or holds the bytes; the label column holds integers or names. Columns are
+found by type and name (parquet_columns.py). This layout requires pyarrow, an optional dependency of this project.
 
-In: the folder. Out: a `Listing`, and `ParquetRows`, which reads a listed image. An item's offset is its row number. Its
-size is that of the whole file, because the size of a row is only known once the row is read. Parquet reads a whole row
-group at a time, so neighbouring rows take one read, but scattered rows take one read of a group each.
+In: the files. Out: a `Part`, and `ParquetRows`, which reads a listed image. An item's offset is its row number, plus
+the image column if the user named it. Its size is that of the whole file, because the size of a row is only known once
+the row is read. Parquet reads a whole row group at a time, so neighbouring rows take one read, but scattered rows take
+one read of a group each.
 """
 
 from __future__ import annotations
@@ -15,67 +17,62 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from pipeline.imagenet.labels import LabelledImage, Scan, classes_by_label, listing_of, scan_of
-from pipeline.imagenet.listing import Item, Listing, key_of
+from pipeline.imagenet.labels import LabelledImage, Scan, classes_by_label, outlying_labels, scan_of
+from pipeline.imagenet.listing import ClassName, Item
+from pipeline.imagenet.parquet_columns import Columns, choose_columns, flat_columns, label_text
+from pipeline.imagenet.parts import Part, counted, split_in_file
 
-FILE = re.compile(r"(train|validation|val)-.*\.parquet")
+EXPECTED = "train-*.parquet or validation-*.parquet, there or in data"
 NUMBERED = re.compile(r"-(\d+)-of-(\d+)")
+COLUMN_SHIFT = 40  # an item's offset is the row + (number of the image column + 1 if the user named it) << COLUMN_SHIFT
 
 
 @dataclass(frozen=True)
-class HuggingFaceParquet:
-    """A `Source` with parquet files in `root` or `root`/data. Files of other splits (test) are ignored."""
+class ColumnNames:
+    """The columns that the user named; None finds them."""
 
-    root: Path
-    layout: str = "parquet"
-    expected: str = "train-*.parquet or validation-*.parquet, there or in data"
-    _scans: dict[str, Scan] = field(default_factory=dict, init=False, compare=False, repr=False)
+    image: str | None = None
+    label: str | None = None
 
-    def splits(self) -> list[str]:
-        """The splits that have a file."""
-        return [split for split, files in self._files().items() if files]
 
-    def listing(self, split: str) -> Listing:
-        """Items by file, then row.
+def parquet_parts(split: str, files: Sequence[Path], where: str, names: ColumnNames) -> Part | None:
+    """The part for a split's parquet files. None if there is no file."""
+    if not files:
+        return None
+    what = f"{files[0].name if len(files) == 1 else counted(len(files), 'parquet file')} in {where}"
+    return Part("parquet", split, what, tuple(files), lambda: _scan(split, files, names), _classes)
 
-        Names and labels of all splits are read, since only together they tell what a label means.
-        """
-        files = self._files()
-        names = _class_names([file for s in self.splits() for file in files[s]])
-        scans = {s: self._scan(s, files[s]) for s in self.splits()}
-        for s, scan in scans.items():
-            if names and (unknown := {label for label in scan.labels if int(label) >= len(names)}):
-                raise ValueError(
-                    f"{files[s][0]}: {s} has label {min(unknown)}, but the metadata names only {len(names)} classes;"
-                    " use files of one set"
-                )
-        words = {str(label): name for label, name in enumerate(names)}
-        return listing_of(self.layout, split, scans[split], classes_by_label(list(scans.values()), words))
 
-    def _scan(self, split: str, files: Sequence[Path]) -> Scan:
-        if split not in self._scans:
-            _check_whole(files)
-            self._scans[split] = scan_of(image for file in files for image in _images(file))
-            if not self._scans[split].labels:
-                raise ValueError(f"{files[0]}: no row in it, nor in any other file of {split}; download the set again")
-        return self._scans[split]
+def parquet_split(name: str) -> str | None:
+    """The split of a parquet file by its name; None without one, or for a split such as test."""
+    split = split_in_file(name)
+    return split if split in ("train", "val") else None
 
-    def _files(self) -> dict[str, list[Path]]:
-        """Split -> its files, sorted."""
-        found: dict[str, list[Path]] = {"train": [], "val": []}
-        for folder in (self.root, self.root / "data"):
-            for path in sorted(folder.glob("*.parquet")):
-                if match := FILE.fullmatch(path.name):
-                    found["train" if match[1] == "train" else "val"].append(path)
-            if any(found.values()):
-                break
-        return found
+
+def _classes(split: str, parts: Mapping[str, Part], scans: Mapping[str, Scan]) -> Mapping[str, ClassName]:
+    """The class of each label, by the names in the files' metadata or the labels themselves.
+
+    Names and labels of all splits are read, since only together they tell what a label means.
+    """
+    names = _class_names([file for part in parts.values() for file in part.uses])
+    words = {str(label): name for label, name in enumerate(names)}
+    if names and not any(label.isdecimal() for scan in scans.values() for label in scan.labels):
+        words = {name: name for name in names}
+    return classes_by_label(scans.values(), words or outlying_labels(scans.values()))
+
+
+def _scan(split: str, files: Sequence[Path], names: ColumnNames) -> Scan:
+    _check_whole(files)
+    scan = scan_of(image for file in files for image in _images(file, names))
+    if not len(scan.items):
+        raise ValueError(f"{files[0]}: no row in it, nor in any other file of {split}; download the set again")
+    return scan
 
 
 def _check_whole(files: Sequence[Path]) -> None:
@@ -122,8 +119,10 @@ def _class_names(files: Sequence[Path]) -> list[str]:
         with _open(path) as file:
             text = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         try:
-            label = json.loads(text).get("info", {}).get("features", {}).get("label", {})
-            found.append([str(name) for name in label["names"]] if label.get("_type") == "ClassLabel" else [])
+            features = json.loads(text).get("info", {}).get("features", {})
+            named = [f for f in features.values() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
+            label = features["label"] if features.get("label") in named else named[0] if len(named) == 1 else None
+            found.append([str(name) for name in label["names"]] if label else [])
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: no class names in its metadata ({error!r}); download it again") from error
         if found[-1] != found[0]:
@@ -131,28 +130,34 @@ def _class_names(files: Sequence[Path]) -> list[str]:
     return found[0] if found else []
 
 
-def _images(path: Path) -> Iterator[LabelledImage]:
+def _images(path: Path, names: ColumnNames) -> Iterator[LabelledImage]:
     """The image of every row. Its bytes are not read."""
     row, file_size, stem = 0, path.stat().st_size, path.stem.replace(".", "_")
     with _open(path) as file:
-        available = [file.schema.column(i).path for i in range(len(file.schema))]
-        if not {"image.bytes", "label"} <= set(available):
-            raise ValueError(
-                f"{path}: columns {', '.join(available)}; expected image.bytes, image.path and label; use files of"
-                " ImageNet"
-            )
-        columns = [name for name in ("label", "image.path") if name in available]
+        columns = choose_columns(path, file.schema_arrow, names.image, names.label)
+        _check_embedded(path, file, columns)
+        base = 0 if names.image is None else (flat_columns(file.schema_arrow).index(columns.image) + 1) << COLUMN_SHIFT
         for group in range(file.num_row_groups):
-            values = _read_group(path, file, group, columns)
-            labels = values["label"].to_pylist()
-            names = values["image.path"].to_pylist() if "image.path" in values else [None] * len(labels)
-            for label, name in zip(labels, names, strict=True):
-                if not isinstance(label, int) or label < 0:
-                    raise ValueError(
-                        f"{path}: row {row} has label {label!r}, expected a number from 0; download the file again"
-                    )
-                yield LabelledImage(key_of(name or f"{stem}_{row}"), str(label), path, row, file_size)
+            values = _read_group(path, file, group, [c for c in (columns.label, columns.path) if c])
+            labels = values[columns.label].to_pylist()
+            paths = values[columns.path].to_pylist() if columns.path else [None] * len(labels)
+            for label, name in zip(labels, paths, strict=True):
+                text = label_text(label)
+                problem = "" if text else f"row {row} has label {label!r}, expected a number from 0 or a name"
+                yield LabelledImage(name or f"{stem}_{row}", text, path, base + row, file_size, problem)
                 row += 1
+
+
+def _check_embedded(path: Path, file: Any, columns: Columns) -> None:
+    """Raises ValueError if the file's statistics say that no row has image bytes."""
+    footer = file.metadata
+    number = [file.schema.column(i).path for i in range(len(file.schema))].index(columns.image)
+    groups = [footer.row_group(i).column(number) for i in range(footer.num_row_groups)]
+    statistics = [group.statistics for group in groups]
+    if not footer.num_rows or not all(s is not None and s.has_null_count for s in statistics):
+        return
+    if sum(s.null_count for s in statistics) == footer.num_rows:
+        raise ValueError(f"{path}: no row has image bytes, only a path; use files with embedded images")
 
 
 class ParquetRows:
@@ -164,31 +169,31 @@ class ParquetRows:
     def __init__(self, path: Path) -> None:
         self._path, self._file_size, self._group = path, path.stat().st_size, -1
         self._file: Any = None
-        self._images: Any = None  # column `image.bytes` of the row group `_group`
+        self._images: Any = None  # image column of the row group `_group`
+        self._column = ""
         self._group_ends: list[int] = []  # for each group, the number of rows up to its end
 
     def read(self, item: Item) -> bytes | None:
-        """The bytes of row `item.offset`; None if the size of the file has changed since it was listed."""
+        """The bytes of the item's row, empty without an image; None if the file has another size than when listed."""
         if item.size != self._file_size:
             return None
+        column, row = item.offset >> COLUMN_SHIFT, item.offset & ((1 << COLUMN_SHIFT) - 1)
         if self._file is None:
             self._file = _open(self._path)
             footer = self._file.metadata
             self._group_ends = list(accumulate(footer.row_group(i).num_rows for i in range(footer.num_row_groups)))
-        group = bisect_right(self._group_ends, item.offset)
+            schema = self._file.schema_arrow
+            self._column = flat_columns(schema)[column - 1] if column else choose_columns(self._path, schema).image
+        group = bisect_right(self._group_ends, row)
         if group == len(self._group_ends):
             return None
         if group != self._group:
             self._images = None  # frees the last group first: only one is in memory at a time
-            self._images = _read_group(self._path, self._file, group, ["image.bytes"])["image.bytes"]
+            self._images = _read_group(self._path, self._file, group, [self._column])[self._column]
             self._group = group
         # The index is negative: it counts from the end of the group.
-        data: bytes | None = self._images[item.offset - self._group_ends[group]].as_py()
-        if data is None:
-            raise ValueError(
-                f"{self._path}: row {item.offset} has no image bytes, only a path; use files with embedded images"
-            )
-        return data
+        data: bytes | None = self._images[row - self._group_ends[group]].as_py()
+        return data or b""
 
     def close(self) -> None:
         """Closes the file."""

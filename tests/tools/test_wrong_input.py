@@ -107,7 +107,7 @@ WRONG: dict[str, tuple[Callable[[Folders], Command], str]] = {
         r"no such folder; expected one with ILSVRC2012_img_train.tar",
     ),
     "empty source": (lambda f: ["make_shards", f.tmp, f.tmp / "out"], r"no ImageNet layout here \(found nothing\)"),
-    "empty class": (empty_class, r"a class folder with no image; add its images or remove the folder"),
+    "empty class": (empty_class, r"no image in it or its folders \(found n1\); expected class folders with images"),
     "absent split": (absent_split, r"layout folders without split 'val', found \['train'\]"),
     "quality": (
         lambda f: ["make_shards", f.made / "sample", f.tmp / "out", "--quality", 101],

@@ -34,11 +34,15 @@ def test_keys_have_no_dots_or_spaces(tmp_path: Path):
     assert open_source(root).listing("train").items[0].key == "a_b_c"
 
 
-def test_a_name_too_long_for_a_tar_is_an_error(tmp_path: Path):
-    """The limit is 90 characters."""
-    root = folders_of(tmp_path, {"n1": ["x" * 91 + ".JPEG"]})
-    with pytest.raises(ValueError, match="expected 1 to 90; rename it"):
-        open_source(root).listing("train")
+def test_a_name_too_long_for_a_tar_is_cut(tmp_path: Path):
+    """The limit is 90 characters. The listing has the original path."""
+    root = folders_of(tmp_path, {"n1": ["x" * 91 + ".JPEG", "x" * 91 + "y.JPEG"]})
+    listing = open_source(root).listing("train")
+    keys = [item.key for item in listing.items]
+    assert [len(key) for key in keys] == [90, 90]
+    assert list(listing.originals.items()) == [
+        (key, f"train/n1/{'x' * 91}{end}.JPEG") for key, end in zip(keys, ("", "y"), strict=True)
+    ]
 
 
 def test_the_fingerprint_changes_with_the_source(tmp_path: Path):

@@ -43,7 +43,7 @@ def test_val_labels_follow_the_devkit(sample: Path):
 
 def break_no_devkit(root: Path) -> str:
     (root / DEVKIT).unlink()
-    return "missing; it has the class names; put it beside the image tars"
+    return "missing; it has the class of each image in ILSVRC2012_img_val.tar; put it beside the image tars"
 
 
 def break_devkit(root: Path) -> str:
@@ -64,7 +64,7 @@ def break_train_tar_text(root: Path) -> str:
 
 def break_swapped(root: Path) -> str:
     shutil.copy(root / VAL_TAR, root / TRAIN_TAR)
-    return "which is no class of the devkit"
+    return "has no wnid in its path; expected class tars or class folders"
 
 
 @pytest.mark.parametrize(

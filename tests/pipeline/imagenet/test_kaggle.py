@@ -33,12 +33,6 @@ def test_without_the_mapping_a_class_is_its_wnid_in_both_splits(roots: Callable[
 
 VAL_1 = "ILSVRC2012_val_00000001"
 WRONG_KAGGLE: dict[str, Callable[[Path], object]] = {
-    f"val/{VAL_1}.JPEG: no line of LOC_val_solution.csv names it": lambda r: edit(
-        r / "LOC_val_solution.csv", VAL_1, "ILSVRC2012_val_00000002"
-    ),
-    f"LOC_val_solution.csv: names {VAL_1}, which is not in": lambda r: (
-        r / f"ILSVRC/Data/CLS-LOC/val/{VAL_1}.JPEG"
-    ).unlink(),
     "LOC_val_solution.csv: missing; it has the classes of val; put it there": lambda r: (
         r / "LOC_val_solution.csv"
     ).unlink(),
@@ -51,10 +45,37 @@ WRONG_KAGGLE: dict[str, Callable[[Path], object]] = {
     "train/n12345678: no class of LOC_synset_mapping.txt": lambda r: (
         r / "ILSVRC/Data/CLS-LOC/train/n12345678"
     ).mkdir(),
-    "LOC_val_solution.csv: n12345678 is no class of LOC_synset_mapping.txt": lambda r: edit(
-        r / "LOC_val_solution.csv", WNIDS[0], "n12345678"
+}
+UNUSABLE: dict[str, Callable[[Path], object]] = {
+    f"{VAL_1}.JPEG: no line of LOC_val_solution.csv names it": lambda r: edit(
+        r / "LOC_val_solution.csv", VAL_1, "ILSVRC2012_val_00000002"
+    ),
+    f"LOC_val_solution.csv names {VAL_1}, which is not in": lambda r: (
+        r / f"ILSVRC/Data/CLS-LOC/val/{VAL_1}.JPEG"
+    ).unlink(),
+    "no class n12345678 in the source's list of 4 classes": lambda r: edit(
+        r / "LOC_val_solution.csv",
+        f"{VAL_1},{_class_of_val_1(r)}",
+        f"{VAL_1},n12345678",
     ),
 }
+
+
+def _class_of_val_1(root: Path) -> str:
+    text = (root / "LOC_val_solution.csv").read_text()
+    return next(wnid for wnid in WNIDS if f"{VAL_1},{wnid}" in text)
+
+
+@pytest.mark.parametrize("reason", UNUSABLE)
+def test_an_image_that_does_not_fit_is_not_an_item(reason: str, roots: Callable[[str], Path], tmp_path: Path):
+    """It is unusable, with a reason, and the other images are listed."""
+    root = shutil.copytree(roots("kaggle"), tmp_path / "copy")
+    UNUSABLE[reason](root)
+    listing = open_source(root).listing("val")
+    assert [(image.key, image.reason.partition(";")[0].partition(" in /")[0]) for image in listing.unusable] == [
+        (VAL_1, reason.removesuffix(" in"))
+    ]
+    assert len(listing.items) == len(open_source(roots("kaggle")).listing("val").items) - 1
 
 
 @pytest.mark.parametrize("message", WRONG_KAGGLE)
@@ -65,9 +86,12 @@ def test_a_file_that_does_not_fit_is_named(message: str, roots: Callable[[str], 
     assert message in error_of(root, "val")
 
 
-def test_an_empty_class_folder_is_named(roots: Callable[[str], Path], tmp_path: Path):
-    """It may be the rest of an interrupted download."""
+def test_an_empty_class_folder_is_a_class_without_images(roots: Callable[[str], Path], tmp_path: Path):
+    """It may be the rest of an interrupted download. The plan names it."""
     root = shutil.copytree(roots("kaggle"), tmp_path / "copy")
     for path in (root / "ILSVRC/Data/CLS-LOC/train" / WNIDS[0]).iterdir():
         path.unlink()
-    assert f"{WNIDS[0]}: a class folder with no image" in error_of(root)
+    source = open_source(root)
+    listing = source.listing("train")
+    assert listing.classes_without_images() == [WNIDS[0]]
+    assert f"  classes without images: 1 ({WNIDS[0]})" in source.plan([listing])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline.imagenet import listing
+from pipeline.imagenet.keys import key_of, unique
 from pipeline.imagenet.labels import WNID
-from pipeline.imagenet.listing import ClassName, Item, Items, Listing, key_of, unique
+from pipeline.imagenet.listing import ClassName, Item, Items, Listing
 
 CLASS_NAMES = ["n00000001", "n00000002", "tench, Tinca"]
 
@@ -115,19 +117,30 @@ def test_only_repeated_keys_get_their_class_as_prefix(seed: int):
     assert [(i.label, i.file, i.offset, i.size) for i in found] == [(i.label, i.file, i.offset, i.size) for i in plain]
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        (["a", "b", "a"], "c.jpg: another image has the same key 'n00000001_a'; rename one of them"),
-        (["x" * 85, "b", "x" * 85], "with its class, a key of 95 characters, expected 1 to 90; rename it"),
-    ],
-)
-def test_a_key_that_cannot_be_made_unique_is_an_error(keys: list[str], message: str):
-    """The same name twice in a class, or a prefix that makes the key too long; the message names the file."""
-    files = [Path("d", f"{letter}.jpg") for letter in "abc"]
-    items = Items.of(Item(key, 0, file, 0, 1) for key, file in zip(keys, files, strict=True))
-    with pytest.raises(ValueError, match=message):
-        unique(items, CLASS_NAMES)
+@pytest.mark.parametrize("keys", [["a", "b", "a"], ["x" * 85, "b", "x" * 85]])
+def test_a_key_gets_a_digest_if_its_class_does_not_help(keys: list[str]):
+    """The same name twice in a class, or a prefix that makes the key too long.
+
+    A key does not depend on the order of the files, nor on the folder of the source.
+    """
+    files = ["a.jpg", "b.jpg", "c.jpg"]
+
+    def keys_of(folder: str, order: slice) -> dict[str, str]:
+        items = [Item(key, 0, Path(folder, file), 0, 1) for key, file in zip(keys, files, strict=True)][order]
+        return {item.file.name: item.key for item in unique(Items.of(items), CLASS_NAMES, Path(folder))}
+
+    found = keys_of("d", slice(None))
+    assert found == keys_of("/other/e", slice(None, None, -1))
+    assert found["b.jpg"] == "b"
+    assert len(set(found.values())) == 3
+    assert all(re.fullmatch(r"n00000001_(a|x+)_[0-9a-f]{12}", found[name]) for name in ("a.jpg", "c.jpg"))
+    assert all(len(key) <= 90 for key in found.values())
+
+
+def test_hard_links_have_keys_of_their_own():
+    """Two items at the same bytes of the same file."""
+    items = Items.of([Item("a", 0, Path("x.tar"), 512, 1)] * 3)
+    assert len({item.key for item in unique(items, CLASS_NAMES)}) == 3
 
 
 @pytest.mark.parametrize(

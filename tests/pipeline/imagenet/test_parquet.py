@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.imagenet import parquet
 from pipeline.imagenet.listing import Item
-from pipeline.imagenet.source import ItemReader, open_source
+from pipeline.imagenet.source import FIND_COLUMNS, ColumnNames, ItemReader, open_source
 from tests.pipeline.imagenet.layout_files import (
     FOREIGN_ORDER,
     WORDS,
@@ -92,10 +92,9 @@ WRONG_PARQUET: dict[str, Callable[[Path], object]] = {
     ],
 }
 WRONG_ROWS: dict[str, tuple[tuple[str | None, int | None, bytes | None], list[str]]] = {
-    "row 1 has label -1, expected a number from 0": (("b.JPEG", -1, b"p"), []),
-    "row 1 has label None, expected a number from 0": (("b.JPEG", None, b"p"), []),
-    "train has label 2, but the metadata names only 1 classes": (("b.JPEG", 2, b"p"), ["tench"]),
-    "row 1 has no image bytes, only a path; use files with embedded images": (("b.JPEG", 0, None), []),
+    "row 1 has label -1, expected a number from 0 or a name": (("b.JPEG", -1, b"p"), []),
+    "row 1 has label None, expected a number from 0 or a name": (("b.JPEG", None, b"p"), []),
+    "no class 2 in the source's list of 1 classes": (("b.JPEG", 2, b"p"), ["tench"]),
 }
 
 
@@ -107,19 +106,56 @@ def test_a_wrong_parquet_file_is_named(message: str, roots: Callable[[str], Path
     assert message in error_of(root)
 
 
-@pytest.mark.parametrize("message", WRONG_ROWS)
-def test_a_wrong_row_is_named(message: str, tmp_path: Path):
-    """Every row must have image bytes and a label that has a name."""
-    row, names = WRONG_ROWS[message]
-    write_parquet_file(tmp_path / "train-00000-of-00001.parquet", [ROW, row], names)
-    assert message in error_of(tmp_path)
+@pytest.mark.parametrize("reason", WRONG_ROWS)
+def test_a_wrong_row_is_not_an_item(reason: str, tmp_path: Path):
+    """It is unusable, with a reason. If all rows are wrong, that is an error."""
+    row, names = WRONG_ROWS[reason]
+    path = tmp_path / "train-00000-of-00001.parquet"
+    write_parquet_file(path, [ROW, row], names)
+    listing = open_source(tmp_path).listing("train")
+    assert ([item.key for item in listing.items], [image.key for image in listing.unusable]) == (["a"], ["b"])
+    assert listing.unusable[0].reason == reason
+    write_parquet_file(path, [row], names)
+    assert f"{path.name}: {reason.replace('row 1', 'row 0')}" in error_of(tmp_path)
 
 
-def test_other_columns_are_an_error(tmp_path: Path):
-    """The message lists the columns that were found and expected."""
+def test_a_row_without_image_bytes_is_empty(tmp_path: Path):
+    """So it is quarantined when it is decoded. A file without any image bytes is an error."""
+    path = write_parquet_file(tmp_path / "train-0.parquet", [ROW, ("b.JPEG", 0, None)], [])
+    assert [data for _, data in content(open_source(tmp_path).listing("train")).values()] == [b"p", b""]
+    write_parquet_file(path, [("b.JPEG", 0, None)], [])
+    assert "train-0.parquet: no row has image bytes, only a path; use files with embedded images" in error_of(tmp_path)
+
+
+def columns_of(root: Path, columns: dict[str, object], names: ColumnNames = FIND_COLUMNS) -> list[tuple[str, bytes]]:
+    """(class, bytes) of the rows of a file with these columns."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table({"img": [b"p"], "label": [1]}), tmp_path / "train-0.parquet")
-    assert "columns img, label; expected image.bytes, image.path and label" in error_of(tmp_path)
+    pq.write_table(pa.table(columns), root / "train-0.parquet")
+    listing = open_source(root, columns=names).listing("train")
+    with ItemReader() as reader:
+        return [(listing.classes[item.label].wnid, reader.read(item)) for item in listing.items]
+
+
+def test_columns_are_found_by_type_and_name(tmp_path: Path):
+    """Bytes in a struct or not; labels as integers, whole floats or names; a user names ambiguous columns."""
+    assert columns_of(tmp_path, {"img": [b"p"], "label": [1.0]}) == [("1", b"p")]
+    assert columns_of(tmp_path, {"image": [{"bytes": b"p"}], "text": ["x"], "fine_label": ["tench"]}) == [
+        ("tench", b"p")
+    ]
+    both = {"left": [b"l"], "right": [b"r"], "fine_label": [1], "class_name": ["a"]}
+    for names, message in (
+        (FIND_COLUMNS, "columns left, right may hold the images; name one: --image-column left"),
+        (
+            ColumnNames("right"),
+            "columns fine_label, class_name may hold the labels; name one: --label-column fine_label",
+        ),
+        (ColumnNames("middle"), "--image-column middle is none that can hold images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            columns_of(tmp_path, both, names)
+    assert columns_of(tmp_path, both, ColumnNames("right", "class_name")) == [("a", b"r")]
+    with pytest.raises(ValueError, match="columns image; expected image"):
+        columns_of(tmp_path, {"image": [b"p"]})
 
 
 def test_a_row_group_that_cannot_be_read_is_named(tmp_path: Path):

@@ -63,10 +63,15 @@ def test_a_file_that_changes_after_the_listing_is_named(layout: str, roots: Call
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([], "no such folder"), (["train"], "no ImageNet layout here"), (["train/n1"], "a class folder with no image")],
+    [
+        ([], "no such folder"),
+        (["other"], "no ImageNet layout here"),
+        (["train"], "train: empty; "),
+        (["train/n1"], "train: no image in it"),
+    ],
 )
 def test_a_folder_without_images_is_an_error(tmp_path: Path, names: list[str], message: str):
-    """No folder, no class folder and an empty class folder have messages of their own."""
+    """No folder, no split, no class folder and an empty class folder have messages of their own."""
     root = tmp_path / "root"
     for name in names:
         (root / name).mkdir(parents=True)
