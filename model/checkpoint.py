@@ -179,10 +179,13 @@ def last_whole(folder: Path) -> tuple[Path | None, list[str]]:
 def all_in(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, in the order of their optimizer steps."""
     paths = (path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and (path / STATE).is_file())
-    return sorted(paths, key=_steps_of)
+    return sorted(paths, key=optimizer_steps_of)
 
 
-def _steps_of(path: Path) -> int:
+def optimizer_steps_of(path: Path) -> int:
+    """Optimizer steps of a checkpoint, from its name; ValueError if the folder has another name."""
+    if not NAME.fullmatch(path.name):
+        raise ValueError(f"{path}: not the name of a checkpoint; expected runs/NAME/checkpoints/step-...")
     return int(path.name.removeprefix("step-"))
 
 
@@ -194,7 +197,7 @@ def latest(folder: Path) -> Path | None:
 def optimizer_steps(folder: Path) -> int:
     """Optimizer steps of the latest checkpoint in `folder`, -1 if there is none: a number that ranks can exchange."""
     path = latest(folder)
-    return _steps_of(path) if path else -1
+    return optimizer_steps_of(path) if path else -1
 
 
 def named(folder: Path, optimizer_steps: int) -> Path | None:

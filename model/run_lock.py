@@ -57,6 +57,8 @@ class RunLock:
                 alive = self._alive_elsewhere(descriptor)
             except BlockingIOError:
                 alive = True
+            except OSError:  # a file system without locks
+                alive = self._alive_elsewhere(descriptor)
             if alive:
                 holder = _holder(descriptor)
                 os.close(descriptor)
