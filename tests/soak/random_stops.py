@@ -3,10 +3,11 @@
     python -m tests.soak.random_stops --rounds 100
 
 In a round a run is stopped one to three times before it may end: by SIGTERM, SIGINT, SIGHUP or SIGKILL at a random
-moment, by a disk that is full for files above a size, by a damaged last checkpoint, or by a screen that is closed. While
-it runs, it is started a second time, which must be refused. Every start has the same command with --resume. At the end
-the losses of all steps and the weights and velocities must be those of the undisturbed run. Prints a line for each round
-and a summary; exits with 1 if a run differs, shows a traceback, or ends with another exit code than it should.
+moment, by a disk that is full for files above a size, by a damaged last checkpoint, or by a screen that is closed.
+Sometimes it is started a second time while it runs, which must be refused. Every start has the same command with
+--resume. At the end the losses of all steps and the weights and velocities must be those of the undisturbed run. Prints
+a line for each round and a summary; exits with 1 if a run differs, shows a traceback, or ends with an exit code that it
+should not have.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from model import checkpoint
 from model.parallel.ranks import Ranks, restarts, start
 from model.run_lock import RunLock
-from model.runs import LOCK, LOG
+from model.runs import CONFIG, LOCK, LOG
 from model.trainer import Diverged
 from pipeline.loader.settings import Device
 from tools.shared.job import Job, resolve
@@ -21,7 +21,7 @@ from tools.shared.rank_agreement import first_rank_first, is_lost_connection, re
 from tools.shared.resume_point import choose_checkpoint
 from tools.shared.run_output import logged
 from tools.shared.stop_signals import StopSignals, exit_code, resume_command
-from tools.shared.training_run import TrainingRun
+from tools.shared.training_run import TrainingRun, warn
 
 SHORTEST_HANG_S = 30.0  # for torch.distributed's own timeout: its ranks may take this long to meet
 
@@ -55,6 +55,9 @@ def _train(args: argparse.Namespace, device: Device, ranks: Ranks) -> int:
         stack.enter_context(logged(job.folder.path / LOG if ranks.first else None))
         for line in changed:
             print(f"changed    {line}")
+        if ranks.any(not (job.folder.path / CONFIG).is_file()) and ranks.first:
+            found = "not all ranks see this run folder, so only ranks on this machine can resume the run"
+            warn(f"{job.folder.path}: {found}; put --runs on a file system that all ranks share")
         begin_from = first_rank_first(ranks, lambda: choose_checkpoint(job) if ranks.first else job.resume_from)
         run = TrainingRun(job, signals, begin_from)
         code = train_and_report(run)

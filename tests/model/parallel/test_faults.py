@@ -108,6 +108,19 @@ def test_ranks_with_different_options_do_not_start(
     assert not (root / "different").exists()
 
 
+def test_ranks_without_a_common_run_folder_are_told_so(args: list[object], root: Path, tmp_path: Path):
+    """At the start; resuming then gives one line that names the rank."""
+    options, elsewhere = ("--run-name", "apart", "--steps", 2), ("--runs", tmp_path)
+    out = [ended(process) for process in start_ranks(2, *args, *options, last=elsewhere)]
+    assert (
+        "not all ranks see this run folder" in out[0] and "put --runs on a file system that all ranks share" in out[0]
+    )
+    processes = start_ranks(2, *args, *options, "--resume", last=elsewhere)
+    first, second = ended(processes[0], code=1), ended(processes[1], code=2)
+    assert "another rank ended" in first and "rank 1 does not see this checkpoint" in second
+    assert "Traceback" not in first + second
+
+
 def test_a_rank_whose_partner_dies_ends_with_one_line(args: list[object], root: Path):
     """Without torchrun no other process ends it; it shows no traceback of the communication library."""
     processes = start_ranks(2, *args, "--run-name", "dies", "--steps", 100)
