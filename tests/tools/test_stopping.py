@@ -119,3 +119,14 @@ def test_training_goes_on_when_the_screen_fails(end_to_end: Path):
     assert losses(run) == losses(end_to_end / "a")
     log = (run / "train.log").read_text()
     assert "recipe     source2012" in log and "verdict" in log and f"run folder: {run}" in log
+
+
+def test_training_goes_on_without_standard_streams(end_to_end: Path):
+    """Started with closed stdin, stdout and stderr: no file of the run gets their numbers."""
+    run = end_to_end / "closed"
+    command = [sys.executable, ROOT / "tools/train.py", *arguments(end_to_end, run.name), "--stall-seconds", 0]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *map(str, command)]
+    assert subprocess.run(shell, env=ENVIRONMENT).returncode == 0
+    assert losses(run) == losses(end_to_end / "a")
+    assert f"run folder: {run}" in (run / "train.log").read_text()
+    assert checkpoint.faults(run / "checkpoints" / "step-000000010") == []

@@ -45,6 +45,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     line and exit code 130.
     """
     tool = Path(sys.argv[0]).name
+    _open_standard_streams()
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
@@ -55,6 +56,20 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"{tool}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _open_standard_streams() -> None:
+    """Opens /dev/null for each standard stream that the process was started without (`>&-`).
+
+    Otherwise the next file that is opened would get its number, and be written to by whoever writes to the screen.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)  # Python has set it to None
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def one_line(error: Exception) -> str:
