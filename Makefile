@@ -64,6 +64,7 @@ soak: pca ## run the long tests, for hours: kills, a full disk, planted stalls (
 	$(BIN)/python -m tests.soak.kill_shards
 	$(BIN)/python -m tests.soak.kill_ranks
 	$(BIN)/python -m tests.soak.full_disk
+	$(BIN)/python -m tests.soak.random_stops
 	$(BIN)/python -m tests.soak.planted_stalls $(SHARDS)
 
 bench: $(READY) ## measure the data loader by stage, and compare it with the baselines

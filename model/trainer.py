@@ -97,7 +97,8 @@ class Hooks:
         on_log: called with a line for metrics.jsonl.
         validate: called at the end of an epoch with its number; returns the validation error, or None if nothing was
             validated. It may raise `Interrupted`: the loop then ends, and a resumed run begins with this validation.
-        save: called with the state to save: after every validation, and every `LoopSettings.save_every` steps.
+        save: called with the state to save: at the end of an epoch before its validation and again after it, and every
+            `LoopSettings.save_every` steps.
         stopped: asked after every step; True ends the loop. All ranks must get the same answer.
         on_device: called with a step's times on the device once the device has passed the step; never on the CPU.
     """
@@ -307,6 +308,7 @@ class Trainer:
         self._read_clock(hooks, last=True)
         self.settle()
         state, plateau = self.state, self.model.recipe.plateau
+        hooks.save(state)  # first: whatever fails in the validation, the epoch is not lost
         error = hooks.validate(state.epoch)
         if error is not None and plateau is not None:
             state.plateau = state.plateau.step(error, plateau)

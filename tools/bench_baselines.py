@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tools.shared.cli import Progress, run, write_json
+from tools.shared.cli import Progress, json_path, run, write_json
 
 if TYPE_CHECKING:
     from pipeline.profiling.throughput import Throughput
@@ -134,7 +134,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a window; default: 5")
     parser.add_argument("--rounds", type=int, default=3, help="windows of each loader; default: 3")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=json_path, help="also write the figures to this file")
     return parser.parse_args()
 
 

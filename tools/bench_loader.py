@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 # torch, DALI and numba are imported within functions, so that --help answers at once.
 from pipeline.diagnosis.accounting import AU_THRESHOLD
 from pipeline.loader.order import Order
-from tools.shared.cli import Progress, cores, run, write_json
+from tools.shared.cli import Progress, cores, json_path, run, write_json
 
 if TYPE_CHECKING:
     from model.trainer import Trainer
@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE", help="draw the stall report as a page (.html) or an image (.svg)")
     add("--verify", action="store_true", help="make the first change that this tool can make, and measure again")
     add("--tune", type=Path, metavar="FILE", help="search settings for the demand and write them to FILE")
-    add("--json", type=Path, metavar="FILE", help="write the figures to FILE as well")
+    add("--json", type=json_path, metavar="FILE", help="write the figures to FILE as well")
     arguments = parser.parse_args()
     trains = arguments.trainer or arguments.demand is not None
     if not trains and (arguments.verify or arguments.tune or arguments.plot):

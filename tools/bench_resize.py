@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from tools.shared.cli import run, write_json
+from tools.shared.cli import json_path, run, write_json
 
 if TYPE_CHECKING:
     from tools.shared.resize_benchmark import Speed, Spread, StoredQuality
@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, metavar="IMAGES", help="folder of images, searched to any depth")
     parser.add_argument("--images", type=int, default=100, help="number of images, spread evenly; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement; default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--json", type=json_path, metavar="FILE", help="also write the results to FILE")
     return parser.parse_args()
 
 

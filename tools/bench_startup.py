@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from tools.shared.cli import Progress, parser_of, require_at_least, run, write_json
+from tools.shared.cli import Progress, json_path, parser_of, require_at_least, run, write_json
 
 TOOLS = Path(__file__).parent
 
@@ -24,7 +24,7 @@ def parse() -> argparse.Namespace:
     """Returns the arguments of the command line."""
     parser = parser_of(__doc__)
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="processes per tool; default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what the screen says")
+    parser.add_argument("--json", type=json_path, metavar="FILE", help="also write what the screen says")
     return parser.parse_args()
 
 

@@ -18,14 +18,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from model.parallel.mesh import RankLayout
 from model.recipe import PRECISIONS, SOURCE2012, learning_rates
 from model.shapes import NetSpec
-from tools.shared.cli import Progress, run, write_json
+from tools.shared.cli import Progress, json_path, run, write_json
 
 if TYPE_CHECKING:
     from model.parallel.half_batches import PairBatch
@@ -232,7 +231,7 @@ def parse() -> argparse.Namespace:
     add("--width", type=float, default=1.0, metavar="W", help="factor on the feature maps; default: %(default)s")
     add("--steps", type=int, default=10, metavar="N", help="optimizer steps of a round; default: %(default)s")
     add("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
-    add("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+    add("--json", type=json_path, metavar="FILE", help="also write all figures to FILE")
     args = parser.parse_args()
     if args.batch < 2 or args.batch % 2:
         raise ValueError(f"--batch {args.batch} cannot be shared by two ranks; choose an even number")

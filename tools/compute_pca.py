@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tools.shared.cli import Progress, add_workers, chosen_workers, run, write_json
+from tools.shared.cli import Progress, add_workers, chosen_workers, json_path, run, write_json
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="one split's shard set, usually train")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file; default: in SHARDS")
     add_workers(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--json", type=json_path, metavar="FILE", help="also write the results to FILE")
     args = parser.parse_args()
 
     # Imported here, so that --help answers at once.

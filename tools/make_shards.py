@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 
 # Modules that import numpy, scipy or torch are imported inside functions, so that --help answers at once.
 from pipeline.shards.settings import FILTERS, STORED_SHAPES, SUBSAMPLINGS, ResizeSettings, ShardSettings
-from tools.shared.cli import Progress, add_workers, chosen_workers, cores, run, write_json
+from tools.shared.cli import Progress, add_workers, chosen_workers, cores, json_path, run, write_json
 
 if TYPE_CHECKING:
     from pipeline.imagenet.listing import Listing
@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
     mode.add_argument("--verify", action="store_true", help="check the shard sets in OUT and name every fault")
     mode.add_argument("--repair", action="store_true", help="rebuild damaged or missing shards of OUT from SOURCE")
     parser.add_argument("--deep", action="store_true", help="with --verify: also decode every image")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--json", type=json_path, metavar="FILE", help="also write the results to FILE")
     return parser.parse_args()
 
 

@@ -3,15 +3,17 @@
     python tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
     torchrun --nproc-per-node 2 tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
 
-Writes runs/NAME/: config.json, metrics.jsonl, checkpoints/, stall.json and report.html.
+Writes runs/NAME/: config.json, metrics.jsonl, train.log (what the screen shows), checkpoints/, stall.json and
+report.html.
 
-SIGTERM ends the run after the current step: it saves a checkpoint and exits with 0. With --resume the same command
-continues from the last checkpoint, on any number of ranks, with the losses of a run that was never stopped. Ranks that
-torchrun restarts after a failure resume by themselves. Two ranks hold one tower each; 4, 8, ... ranks are pairs that
-share every batch.
+SIGTERM, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the command
+that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last undamaged
+checkpoint, on any number of ranks, with the losses of a run that was never stopped; it also makes a stall report that
+is missing. Only --lr-scale and --val may change. Ranks that torchrun restarts after a
+failure resume by themselves. Two ranks hold one tower each; 4, 8, ... ranks are pairs that share every batch.
 
-Exit codes: 0 the run is complete or was stopped; 1 the loss is not a finite number, a rank hangs, or the last
-checkpoint could not be saved; 2 wrong input.
+Exit codes: 0 the run is complete, or SIGTERM stopped it; 130 Ctrl-C and 129 a closed terminal stopped it; 1 the loss
+is not a finite number, a rank hangs, or the last checkpoint could not be saved; 2 wrong input.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--run-name", default="alexnet", metavar="NAME", help="folder of this run in --runs; default: %(default)s")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs; default: %(default)s")
     add("--resume", action="store_true", help="continue from the run's last checkpoint; start if there is none")
+    add("--resume-from", type=Path, metavar="CHECKPOINT", help="like --resume, from this checkpoint of the run")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="stretch the recipe's schedule over N epochs")
     length.add_argument("--steps", type=int, metavar="N", help="stop after N optimizer steps of the full schedule")
@@ -52,7 +55,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--lr-scale", type=float, default=1.0, metavar="X", help="scale all learning rates; default: 1")
     add("--threads", type=int, metavar="N", help="loader threads of a rank; default: its cores + 1, at most 8")
     add("--order", choices=ORDERS, default=ORDERS[0], help="windowed: read a few shards at a time; default: global")
-    add("--on-bad-sample", choices=ON_BAD_SAMPLE, default="stop", help="skip: use a substitute sample; default: stop")
+    add(
+        "--on-bad-sample",
+        choices=ON_BAD_SAMPLE,
+        default="stop",
+        help="skip: use a substitute sample, validate without; default: stop",
+    )
     add("--layout", choices=LAYOUTS, default="towers", help="towers: one tower on each rank; default: towers")
     add("--save-every", type=int, metavar="STEPS", help="save within an epoch too; default: at its end only")
     add("--hang-seconds", type=float, default=300.0, metavar="S", help="end the job if a rank hangs; default: 300")
@@ -76,7 +84,7 @@ def main() -> int:
     """Trains and returns the exit code."""
     args = arguments().parse_args()
     check(args)
-    from tools.shared.training_run import train_from_arguments  # imports torch and DALI, which takes seconds
+    from tools.shared.train_command import train_from_arguments  # imports torch and DALI, which takes seconds
 
     return train_from_arguments(args)
 

@@ -21,11 +21,11 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer
 
 from pipeline.loader.augment import CROP, Floats
+from pipeline.loader.compiled import cfunc, njit
 
 
-# cache=True stores the machine code on disk, so that only the first process compiles it. error_model="numpy" makes
-# 1 / 0 infinite, as in NumPy, so that the kernel needs no code that raises exceptions.
-@numba.njit("void(f4[:,:,::1], u1[:,:,::1], i4[::1], f4[::1], f4[::1], f4[:,:,::1])", cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+# error_model="numpy" makes 1 / 0 infinite, as in NumPy, so that the kernel needs no code that raises exceptions.
+@njit("void(f4[:,:,::1], u1[:,:,::1], i4[::1], f4[::1], f4[::1], f4[:,:,::1])", error_model="numpy")
 def mirror_normalize(
     out: Floats, crop: NDArray[np.uint8], mirror: NDArray[np.int32], mean: Floats, std: Floats, residual: Floats
 ) -> None:
@@ -70,7 +70,7 @@ _SAMPLE_SIGNATURE = "void(u8, u8, u8, i4, u8, u8, u8, i4)"
 _SHAPES_SIGNATURE = "void(u8, u8, i4, u8, u8, i4, i4)"
 
 
-@numba.cfunc(_SAMPLE_SIGNATURE, cache=True)  # type: ignore[untyped-decorator]
+@cfunc(_SAMPLE_SIGNATURE)
 def _run_sample(
     outs: int, out_shapes: int, out_ndims: int, out_count: int, ins: int, in_shapes: int, in_ndims: int, in_count: int
 ) -> None:
@@ -86,7 +86,7 @@ def _run_sample(
     )
 
 
-@numba.cfunc(_SHAPES_SIGNATURE, cache=True)  # type: ignore[untyped-decorator]
+@cfunc(_SHAPES_SIGNATURE)
 def _set_output_shapes(
     out_shapes: int, out_ndims: int, out_count: int, in_shapes: int, in_ndims: int, in_count: int, samples: int
 ) -> None:

@@ -43,6 +43,7 @@ class BatchInputs:
         tensors: the graph's inputs by name (see `train_graph`).
         divisor: the number by which the images are divided.
         damaged: the samples of the batch that substitutes replace: for each id, its place and the reason.
+        substituted: the rows of the substitutes.
     """
 
     epoch: int
@@ -51,6 +52,7 @@ class BatchInputs:
     tensors: dict[str, TensorListCPU]
     divisor: float
     damaged: dict[int, str] = field(default_factory=dict)
+    substituted: frozenset[int] = frozenset()
 
 
 class BatchPlanner(ABC):
@@ -88,7 +90,7 @@ class BatchPlanner(ABC):
         """
         if not batch.damaged:
             return
-        if not self._may_skip:
+        if self._settings.on_bad_sample != "skip":
             raise ValueError(
                 f"{len(batch.damaged)} of {len(batch.ids)} images of epoch {batch.epoch}, step {batch.step} cannot be "
                 f"decoded: {first_few(list(batch.damaged.values()))}; {REMEDY}"
@@ -114,10 +116,6 @@ class BatchPlanner(ABC):
         found = {i: reasons.get(i, f"{self._shards.where(i)} (DALI cannot decode it)") for i in ids}
         return self._with_substitutes(batch, found) if found else None
 
-    @property
-    def _may_skip(self) -> bool:
-        return self._settings.on_bad_sample == "skip"
-
     @abstractmethod
     def _order(self, epoch: int) -> Ids:
         """The ids of the whole set in the order of `epoch`, from which substitutes are taken."""
@@ -137,8 +135,11 @@ class BatchPlanner(ABC):
     def _with_substitutes(self, batch: BatchInputs, found: dict[int, str]) -> BatchInputs:
         """The batch with substitutes for the samples `found`. `accept` decides later whether they are allowed."""
         order = self._order(batch.epoch)
-        ids = [substitute_for(self._shards, i, order) if i in found else i for i in batch.ids.tolist()]
-        return replace(self._batch(batch.epoch, batch.step, np.array(ids)), damaged=batch.damaged | found)
+        before = batch.ids.tolist()
+        ids = [substitute_for(self._shards, i, order) if i in found else i for i in before]
+        rows = batch.substituted | {row for row, i in enumerate(before) if i in found}
+        changed = self._batch(batch.epoch, batch.step, np.array(ids))
+        return replace(changed, damaged=batch.damaged | found, substituted=rows)
 
     def _decodes(self, epoch: int, sample_id: int) -> bool:
         """Whether DALI can decode this epoch's crop of one sample, whose header is intact."""
@@ -185,7 +186,7 @@ class TrainPlanner(BatchPlanner):
 
 
 class ViewPlanner(BatchPlanner):
-    """The batches of evaluation in which the rank has samples, each once, without noise; no sample may be skipped."""
+    """The batches of evaluation in which the rank has samples, each once, without noise."""
 
     def batches(self) -> Generator[BatchInputs]:
         """Yields the rank's batches in the order of ids."""
@@ -193,10 +194,6 @@ class ViewPlanner(BatchPlanner):
         for step, ids in enumerate(steps):
             if len(ids):
                 yield self._batch(0, step, ids)
-
-    @property
-    def _may_skip(self) -> bool:
-        return False  # scores on substitutes would be wrong
 
     def _order(self, epoch: int) -> Ids:
         return np.arange(len(self._shards))

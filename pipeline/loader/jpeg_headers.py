@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali.plugin.numba import address_as_void_pointer
 
+from pipeline.loader.compiled import njit
+
 FAULTS = (
     "intact",
     "it does not start as a JPEG",
@@ -52,7 +54,7 @@ Bytes = NDArray[np.uint8]
 Integers = NDArray[np.integer]
 
 
-@numba.njit("i8(u1[::1], i8, i8, u1[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit("i8(u1[::1], i8, i8, u1[::1])", nogil=True)
 def _quantisation_fault(data: Bytes, start: np.int64, end: np.int64, defined: Bytes) -> np.int64:
     """Checks the tables of a DQT segment, bytes `start` to `end`; sets bit 0 of `defined[id]`."""
     while start < end:
@@ -65,7 +67,7 @@ def _quantisation_fault(data: Bytes, start: np.int64, end: np.int64, defined: By
     return _INTACT
 
 
-@numba.njit("i8(u1[::1], i8, i8, u1[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit("i8(u1[::1], i8, i8, u1[::1])", nogil=True)
 def _huffman_fault(data: Bytes, start: np.int64, end: np.int64, defined: Bytes) -> np.int64:
     """Checks the tables of a DHT segment; sets bit 1 (DC) or bit 2 (AC) of `defined[id]`."""
     while start < end:
@@ -86,7 +88,7 @@ def _huffman_fault(data: Bytes, start: np.int64, end: np.int64, defined: Bytes) 
     return _INTACT
 
 
-@numba.njit("i8(u1[::1], i8, i8, i8, i8)", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit("i8(u1[::1], i8, i8, i8, i8)", nogil=True)
 def _frame_fault(data: Bytes, start: np.int64, end: np.int64, width: np.int64, height: np.int64) -> np.int64:
     """Checks a SOF segment: 8 bits, 1 or 3 components, sampling factors 1 to 4, the expected size in pixels."""
     if end - start < 6 or data[start] != 8:
@@ -106,7 +108,7 @@ def _frame_fault(data: Bytes, start: np.int64, end: np.int64, width: np.int64, h
     return _INTACT
 
 
-@numba.njit("i8(u1[::1], i8, i8, i8, i8, u1[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit("i8(u1[::1], i8, i8, i8, i8, u1[::1])", nogil=True)
 def _scan_fault(
     data: Bytes, start: np.int64, end: np.int64, frame: np.int64, kind: np.int64, defined: Bytes
 ) -> np.int64:
@@ -133,7 +135,7 @@ def _scan_fault(
     return _INTACT
 
 
-@numba.njit("i8(u1[::1], i8, i8)", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit("i8(u1[::1], i8, i8)", nogil=True)
 def _fault(data: Bytes, width: np.int64, height: np.int64) -> np.int64:
     """Walks the markers up to the first scan; returns a code of FAULTS."""
     size = len(data)
@@ -177,7 +179,7 @@ def _fault(data: Bytes, width: np.int64, height: np.int64) -> np.int64:
         position = end
 
 
-@numba.njit("void(u8[::1], i8[::1], i8[::1], i8[::1], u1[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit("void(u8[::1], i8[::1], i8[::1], i8[::1], u1[::1])", nogil=True)
 def _walk(
     addresses: NDArray[np.uint64],
     sizes: NDArray[np.int64],

@@ -37,6 +37,7 @@ class Batch:
         ids: int64 (N,) sample ids.
         epoch: counts from 0.
         step: counts from 0 in each epoch.
+        left_out: the damaged samples that `view_loader` left out of this batch: the place and the reason of each.
     """
 
     images: torch.Tensor
@@ -44,6 +45,7 @@ class Batch:
     ids: torch.Tensor
     epoch: int
     step: int
+    left_out: tuple[str, ...] = ()
 
 
 class TrainLoader:
@@ -115,6 +117,8 @@ def view_loader(
 ) -> Iterator[Batch]:
     """Yields every sample exactly once, in the order of ids and without noise; the last batch may be short.
 
+    With `on_bad_sample="skip"` damaged samples are left out: scores on substitutes would be wrong.
+
     Every rank gets the same number of batches, and its own rows of each. Of the last batch a rank may get no row.
     Exhaust the iterator or close it.
 
@@ -142,12 +146,22 @@ def view_loader(
         to_batch = _BatchBuilder(basis, settings)
         try:
             for _ in range(nonempty):
-                yield to_batch(*runner.next(to_batch.stream))
+                inputs, outputs = runner.next(to_batch.stream)
+                yield _without_substitutes(to_batch(inputs, outputs), inputs)
         finally:
             runner.close()
     for step in range(nonempty, len(shares)):  # this rank has no row of these, but the other ranks have some
         none = torch.empty(0, dtype=torch.int64, device=settings.device)
         yield Batch(torch.empty(0, views, 3, CROP, CROP, device=settings.device), none, none, 0, step)
+
+
+def _without_substitutes(batch: Batch, inputs: BatchInputs) -> Batch:
+    if not inputs.substituted:
+        return batch
+    rows = [row for row in range(len(inputs.ids)) if row not in inputs.substituted]
+    kept = torch.tensor(rows, dtype=torch.int64, device=batch.images.device)
+    images, labels, ids = batch.images[kept], batch.labels[kept], batch.ids[kept]
+    return replace(batch, images=images, labels=labels, ids=ids, left_out=tuple(inputs.damaged.values()))
 
 
 def stage_loader(

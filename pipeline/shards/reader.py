@@ -77,7 +77,7 @@ class ShardSet:
         return f"{self.manifest.shards[row['shard']].name}:{row['offset']}:{self.key(sample_id)}"
 
 
-def open_shards(folder: Path, progress: ProgressCallback = lambda n: None) -> ShardSet:
+def open_shards(folder: str | Path, progress: ProgressCallback = lambda n: None) -> ShardSet:
     """Opens a shard set and checks it against its manifest.
 
     A tar is hashed only if its modification time shows that it may have changed since it was last hashed (see
@@ -90,6 +90,7 @@ def open_shards(folder: Path, progress: ProgressCallback = lambda n: None) -> Sh
     Raises:
         ValueError: The folder is not a shard set, or a file does not match the manifest. The message names the file.
     """
+    folder = Path(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected a shard set, which tools/make_shards.py writes")

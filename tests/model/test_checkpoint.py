@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 from model import checkpoint
 from model.alexnet import AlexNet
-from model.checkpoint import TrainState, latest, load_model, restore, save
+from model.checkpoint import TrainState, last_whole, latest, load_data, load_model, restore, save
+from model.data_record import DataRecord
 from model.dropout import DropoutDraws
 from model.optim import Momentum2012
 from model.parallel.ranks import SINGLE_RANK
@@ -61,7 +63,7 @@ def test_a_checkpoint_of_another_recipe_network_or_seed_is_refused(saved: Path):
 def test_a_checkpoint_of_an_older_format_is_refused(saved: Path):
     """The message names both formats and says what to do."""
     record = json.loads((saved / checkpoint.STATE).read_text())
-    older = checkpoint.FORMAT.replace("version 2", "version 1")
+    older = checkpoint.FORMAT.replace("version 3", "version 2")
     (saved / checkpoint.STATE).write_text(json.dumps({**record, "format": older}))
     with pytest.raises(ValueError, match=f"format '{older}', expected '{checkpoint.FORMAT}'; train again, or use"):
         restore(saved, *network(), seed=9)
@@ -112,3 +114,81 @@ def test_pruning_keeps_the_last_checkpoints_and_the_best(tmp_path: Path):
         checkpoint.prune(tmp_path, 2)
     assert checkpoint.best(tmp_path) == tmp_path / "step-000000002"
     assert [path.name[-1] for path in checkpoint.all_in(tmp_path)] == ["2", "5", "6"]
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.VELOCITIES, checkpoint.STATE])
+def test_a_flipped_bit_is_found(saved: Path, name: str):
+    """Every file is checked by its SHA-256; in state.json a changed number would otherwise be read as it is."""
+    data = bytearray((saved / name).read_bytes())
+    at = data.index(b'"seed": 9') + 8 if name == checkpoint.STATE else len(data) - 5
+    data[at] ^= 1
+    (saved / name).write_bytes(data)
+    assert len(checkpoint.faults(saved)) == 1
+    for load in (lambda: restore(saved, *network(), seed=9), lambda: load_model(str(saved), RECIPES)):
+        with pytest.raises(ValueError, match=rf"{name}: damaged \(its .*SHA-256.*--resume-from CHECKPOINT"):
+            load()
+
+
+def test_the_last_whole_checkpoint_is_found_and_every_damaged_file_is_named(saved: Path):
+    folder = saved.parent
+    for steps in (2, 3):
+        save(folder / f"step-{steps:09d}", *network(), replace(STATE, optimizer_steps=steps), seed=9)
+    (folder / "step-000000002" / checkpoint.VELOCITIES).unlink()
+    for name in (checkpoint.WEIGHTS, checkpoint.VELOCITIES):
+        (folder / "step-000000003" / name).write_bytes(b"short")
+    path, faults = last_whole(folder)
+    assert path == saved
+    assert [fault.split(": ")[0].removeprefix(f"{folder}/") for fault in faults] == [
+        "step-000000003/weights.safetensors",
+        "step-000000003/velocities.safetensors",
+        "step-000000002/velocities.safetensors",
+    ]
+
+
+def test_a_damaged_checkpoint_is_written_again(saved: Path):
+    """Saving the same state skips the write only if the files are whole."""
+    model, optimizer = network()
+    state = restore(saved, model, optimizer, seed=9)
+    (saved / checkpoint.WEIGHTS).write_bytes(b"short")
+    save(saved, model, optimizer, state, seed=9)
+    assert checkpoint.faults(saved) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["step-000000001-keep", "step-000000040.bak", "step-40", "step-best", ".step-000000001.tmp-mine"]
+)
+def test_folders_with_other_names_are_left_alone(saved: Path, name: str):
+    """A copy beside a checkpoint is neither removed, nor resumed from, nor in the way."""
+    folder = saved.parent
+    shutil.copytree(saved, folder / name)
+    save(folder / "step-000000002", *network(), replace(STATE, optimizer_steps=2), seed=9)
+    checkpoint.prune(folder, 1)
+    assert checkpoint.optimizer_steps(folder) == 2
+    assert sorted(path.name for path in folder.iterdir()) == sorted([name, "step-000000002"])
+
+
+def test_a_validation_changes_the_state_only(saved: Path):
+    before = (saved / checkpoint.WEIGHTS).stat().st_ino
+    checkpoint.update_state(saved, replace(STATE, val_error=0.5))
+    assert restore(saved, *network(), seed=9).val_error == 0.5
+    assert (saved / checkpoint.WEIGHTS).stat().st_ino == before and checkpoint.faults(saved) == []
+
+
+def test_the_best_is_chosen_among_validations_on_the_last_set(tmp_path: Path):
+    """Errors on two validation sets are not comparable."""
+    for steps, (error, val_set) in enumerate([(0.1, "old"), (0.4, "new"), (0.5, "new")]):
+        state = replace(STATE, optimizer_steps=steps, val_error=error, val_set=val_set)
+        save(tmp_path / checkpoint.name_of(state), *network(), state, seed=9)
+    assert checkpoint.best(tmp_path) == tmp_path / "step-000000001"
+
+
+def test_a_checkpoint_knows_its_data(tmp_path: Path):
+    data = DataRecord([["n1", "cat"]], "0" * 64, 7, {"mean": torch.ones(3, dtype=torch.float64)}, {"torch": "2"})
+    save(tmp_path / "step-000000001", *network(), STATE, seed=9, data=data)
+    found = load_data(str(tmp_path / "step-000000001"))
+    assert found.record() == data.record()
+    assert torch.equal(found.arrays["mean"], data.arrays["mean"])
+
+
+def test_the_learning_rates_may_be_scaled_on_resuming(saved: Path):
+    assert restore(saved, *network(replace(SOURCE2012, learning_rate_scale=0.5)), seed=9) == STATE

@@ -28,8 +28,9 @@ def start_torchrun(ranks: int, *args: object, restarts: int = 0) -> subprocess.P
     return _popen([*torchrun, TRAIN, *map(str, args), *TINY], ENVIRONMENT)
 
 
-def start_ranks(ranks: int, *args: object) -> list[subprocess.Popen[str]]:
-    """The same without torchrun, so that a test gets the exit code and the output of every rank."""
+def start_ranks(ranks: int, *args: object, last: tuple[object, ...] = ()) -> list[subprocess.Popen[str]]:
+    """The same without torchrun, so that a test gets the exit code and the output of every rank. The last rank gets the
+    arguments `last`, too."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -37,7 +38,8 @@ def start_ranks(ranks: int, *args: object) -> list[subprocess.Popen[str]]:
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**ENVIRONMENT, **address, **{name: str(value) for name, value in place.items()}}
-        started.append(_popen([sys.executable, TRAIN, *map(str, args), *TINY], environment))
+        own = [*args, *TINY, *(last if rank == ranks - 1 else ())]
+        started.append(_popen([sys.executable, TRAIN, *map(str, own)], environment))
     return started
 
 

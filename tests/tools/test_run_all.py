@@ -113,14 +113,15 @@ def start_runner(code: str, *args: object) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_saves_and_ends_with_0(ranks: int, shard_root: Path, tmp_path: Path):
-    """SIGTERM to the one process that the container starts reaches the tool, and all ranks of torchrun."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_saves(number: int, code: int, ranks: int, shard_root: Path, tmp_path: Path):
+    """A signal to the one process that make or the container starts reaches the tool, and all ranks of torchrun."""
     run = ["--runs", tmp_path, "--run-name", "a", "--steps", 100, "--device", "cpu", *TINY]
-    code = f"sys.exit(runner.run(*sys.argv[1:], ranks={ranks}))"
-    process = start_runner(code, "train", shard_root / "train", *run)
+    source = f"sys.exit(runner.run(*sys.argv[1:], ranks={ranks}))"
+    process = start_runner(source, "train", shard_root / "train", *run)
     wait_for_step(tmp_path / "a", 2, process)
-    process.send_signal(signal.SIGTERM)
-    out = ended(process)
+    process.send_signal(number)
+    out = ended(process, code)
     last = losses(tmp_path / "a")[-1][0]
     assert f"stopped after optimizer step {last}" in out and last < 100
     assert checkpoint.optimizer_steps(tmp_path / "a/checkpoints") == last
@@ -135,5 +136,5 @@ def test_after_sigterm_no_further_tool_starts(tmp_path: Path):
 def test_a_tool_that_a_signal_kills_gives_the_exit_code_of_the_shell():
     """SIGKILL (for example because memory is full) makes the whole command fail."""
     kill = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    code = f"import subprocess; popen = subprocess.Popen; subprocess.Popen = lambda _: popen({kill})"
+    code = f"import subprocess; popen = subprocess.Popen; subprocess.Popen = lambda *_, **__: popen({kill})"
     ended(start_runner(f"{code}; sys.exit(runner.run('make_sample'))"), code=137)

@@ -45,19 +45,35 @@ def run(main: Callable[[], int]) -> NoReturn:
     line and exit code 130.
     """
     tool = Path(sys.argv[0]).name
+    _open_standard_streams()
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):
             raise
-        print(f"{tool}: {_one_line(error)}", file=sys.stderr)
+        print(f"{tool}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{tool}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
 
 
-def _one_line(error: Exception) -> str:
+def _open_standard_streams() -> None:
+    """Opens /dev/null for each standard stream that the process was started without (`>&-`).
+
+    Otherwise the next file that is opened would get its number, and be written to by whoever writes to the screen.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)  # Python has set it to None
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error on one line."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
@@ -183,6 +199,17 @@ def chosen_workers(args: argparse.Namespace, preload: str) -> AbstractContextMan
 def cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def json_path(text: str) -> Path:
+    """The type of `--json`: a file that can be written, checked before any work starts."""
+    path = Path(text)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder, expected a file")
+    if not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written; choose another file")
+    return path
 
 
 def write_json(path: Path | None, record: dict[str, Any]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import platform
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from model import checkpoint
 from model.parallel.ranks import Ranks, cores_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
 from model.runs import RunFolder
@@ -44,6 +46,7 @@ class Job:
         stall_s: seconds of each measurement of the stall report; 0 for no report.
         hang_s: seconds without progress after which the job ends.
         ranks: this rank among the ranks of the job.
+        resume_from: checkpoint to continue from; None for the run's last one.
     """
 
     shards: ShardSet
@@ -57,6 +60,7 @@ class Job:
     stall_s: float
     hang_s: float
     ranks: Ranks
+    resume_from: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -71,11 +75,13 @@ class Job:
     def config(self) -> dict[str, Any]:
         """Returns the content of config.json: the settings that decide the losses, and where the run was started.
 
-        A run can be resumed only with the same `must_match`.
+        A run can be resumed only with the same `must_match`. Changes of `may_change` are recorded.
         """
+        rules = asdict(self.recipe)
+        lr_scale = rules.pop("learning_rate_scale")
         return {
             "must_match": {
-                "recipe": asdict(self.recipe),
+                "recipe": rules,
                 "spec": asdict(self.spec),
                 "batch": self.loader.batch,
                 "order": [self.loader.order, self.loader.window_shards],
@@ -85,6 +91,7 @@ class Job:
                 "train_manifest_sha256": self.shards.manifest_sha256,
                 "eigenvalues": self.basis.eigenvalues.tolist(),
             },
+            "may_change": {"lr_scale": lr_scale, "val_set": self.val.manifest_sha256 if self.val else None},
             "loader": asdict(self.loader),
             "train": str(self.shards.folder),
             "val": str(self.val.folder) if self.val else None,
@@ -106,6 +113,8 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     rules = replace(recipe(args.recipe), learning_rate_scale=args.lr_scale)
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
+    if args.resume_from and ranks.first and (faults := checkpoint.faults(args.resume_from)):
+        raise ValueError("; ".join(faults))
     shards, val = _open_both(args, ranks)
     epochs = rules.epochs if args.epochs is None else args.epochs
     loader = _loader_settings(args, device, rules, epochs)
@@ -123,6 +132,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         stall_s=args.stall_seconds,
         hang_s=args.hang_seconds,
         ranks=ranks,
+        resume_from=args.resume_from,
     )
 
 

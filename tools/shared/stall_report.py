@@ -110,11 +110,11 @@ def report(run: Trained, clocks: StepClocks, waits_s: dict[str, float]) -> None:
 
     Args:
         run: the run.
-        clocks: its step times. Without a step, because the run was complete already, the old report is kept.
+        clocks: its step times. Without a step, because the run was complete already, an existing report is kept.
         waits_s: seconds that this rank's steps waited for other ranks in the whole run, by kind.
     """
     ranks, path = run.ranks, run.folder / STALL
-    if not clocks.steps:
+    if not clocks.steps and ranks.any(ranks.first and path.is_file()):
         say(ranks, f"this run is complete; its stall report is {path}")
         return
     say(ranks, "measuring supply and demand for the stall report")
@@ -161,7 +161,7 @@ def measure_run(run: Trained, clocks: StepClocks) -> Findings:
             "settings": asdict(run.loader_settings),
             "manifest_sha256": run.shards.manifest_sha256,
         },
-        clocks=clocks,
+        clocks=clocks if clocks.steps else None,  # none if the report of a complete run is made later
         swapped=swapped,
         rank_supplies=[rank.img_s for rank in throughput_by_rank(here.full, group)] if place.world > 1 else (),
     )

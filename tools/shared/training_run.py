@@ -1,13 +1,14 @@
-"""One training run, from the meeting of its ranks to its stall report: all of tools/train.py except the arguments."""
+"""One training run: the loop with its data loader, the run's folder, the screen, and the stall report at its end."""
 
 from __future__ import annotations
 
-import argparse
-import signal
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any, TypeVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,80 +20,21 @@ from model.evaluation import Scores, evaluate
 from model.optim import Momentum2012
 from model.parallel.exchange import TowerExchange, step_bytes
 from model.parallel.half_batches import whole_batches
-from model.parallel.ranks import Ranks, no_mark, restarts, start
+from model.parallel.ranks import no_mark
 from model.parallel.watchdog import Watchdog
-from model.recipe import learning_rates
-from model.trainer import Diverged, Hooks, StepTimes, Trainer
-from pipeline.loader.loader import view_loader
-from pipeline.loader.settings import Device
+from model.recipe import PlateauState, learning_rates
+from model.trainer import Hooks, Interrupted, StepTimes, Trainer
+from pipeline.loader.loader import Batch, view_loader
 from pipeline.profiling.clocks import StepClocks
 from pipeline.shards.reader import ShardSet
-from tools.shared.cli import Progress
-from tools.shared.job import Job, resolve
-from tools.shared.provenance import launch
+from tools.shared.checkpoint_data import data_record
+from tools.shared.cli import Progress, one_line
+from tools.shared.job import Job
 from tools.shared.run_description import describe, format_bytes
 from tools.shared.stall_report import Trained, report
+from tools.shared.stop_signals import StopRequested, StopSignals, resume_command
 
 KEPT_CHECKPOINTS = 3  # the last one and two earlier ones; the best one is kept besides
-SHORTEST_HANG_S = 30.0  # for torch.distributed's own timeout: its ranks may take this long to meet
-
-Result = TypeVar("Result")
-
-
-def train_from_arguments(args: argparse.Namespace) -> int:
-    """Runs tools/train.py with its parsed arguments on this rank and returns the exit code."""
-    device: Device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # Twice as long as the watchdog's limit: the watchdog ends a hanging job first, and its message names the rank.
-    ranks = start(args.layout, device, timeout_s=2 * max(args.hang_seconds, SHORTEST_HANG_S))
-    job = first_rank_first(ranks, lambda: resolve(args, device, ranks))
-    # Ranks that torchrun restarts after a failure resume by themselves, if the same torchrun started the run.
-    resume = args.resume or (restarts() > 0 and job.folder.launch() == launch())
-    first_rank_first(ranks, lambda: job.folder.begin(job.config(), resume) if ranks.first else None)
-    code = train_and_report(job)
-    ranks.leave()
-    return code
-
-
-def first_rank_first(ranks: Ranks, action: Callable[[], Result]) -> Result:
-    """Calls `action` on the first rank, and on the others once it has succeeded there.
-
-    If it fails on the first rank, that rank raises the error and all others exit with 2 in silence: one mistake of the
-    user gives one message.
-    """
-    if not ranks.first:
-        if ranks.any(False):
-            sys.exit(2)
-        return action()
-    try:
-        result = action()
-    except (ValueError, OSError):
-        ranks.any(True)
-        raise
-    ranks.any(False)
-    return result
-
-
-def train_and_report(job: Job) -> int:
-    """Trains from the run's last checkpoint on, measures the stall report, and returns the exit code."""
-    run = TrainingRun(job)
-    state, checkpoints = run.trainer.state, job.folder.checkpoints
-    try:
-        finished = run.train()
-    except Diverged as error:
-        if job.ranks.first:
-            print(f"train.py: {error}; checkpoints are in {checkpoints}", file=sys.stderr)
-        return 1
-    if not finished:
-        run.say(f"stopped after optimizer step {state.optimizer_steps:,}; add --resume to the same command to continue")
-        return 0 if run.saved else 1
-    rank_waits_s = job.ranks.spans.take()
-    if job.stall_s:
-        trained = Trained(job.shards, job.basis, job.loader, run.trainer, job.folder.path, job.stall_s)
-        report(trained, run.clocks, rank_waits_s)
-    if best := checkpoint.best(checkpoints):
-        run.say(f"best checkpoint: {best}")
-    run.say(f"run folder: {job.folder.path}")
-    return 0 if run.saved else 1
 
 
 class TrainingRun:
@@ -100,46 +42,61 @@ class TrainingRun:
 
     Every rank of a job makes one and calls the same methods in the same order.
 
+    Args:
+        job: the resolved settings.
+        signals: asks the run to stop.
+        begin_from: checkpoint to continue from; None to start, or, on other ranks than the first, for the same one.
+
     Attributes:
-        trainer: the loop, with network, optimizer and state; restored from the last checkpoint if there is one.
+        trainer: the loop, with network, optimizer and state.
         clocks: times of the steps, for the stall report.
         saved: whether the last attempt to save a checkpoint succeeded on every rank.
+        stopped_by: number of the signal that stopped the training; 0 if none did.
+        ranks_apart: whether a failed stall report may have left the ranks at different places.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, signals: StopSignals, begin_from: Path | None = None) -> None:
         self.job, self.ranks, self.folder = job, job.ranks, job.folder
         self.clocks = StepClocks()
-        self.saved = False
-        self._stop_requested = self._log_failed = False
+        self.saved = self.ranks_apart = False
+        self.stopped_by = 0
+        self._signals, self._log_failed = signals, False
+        self._saved_steps = -1  # optimizer steps of the checkpoint that this process saved last
+        self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
-        state = self._restored(model, optimizer)
+        state = self._restored(model, optimizer, begin_from)
         if self.ranks.first:
-            self.folder.forget_after(state.optimizer_steps)
+            due = state.step == job.loop.steps_per_epoch
+            self.folder.forget_after(state.optimizer_steps, validation_is_due=due)
             print(describe(job, state))
         self.trainer = Trainer(model, optimizer, job.loop, state, TowerExchange(self.ranks, model))
 
-    def _restored(self, model: AlexNet, optimizer: Momentum2012) -> TrainState:
-        """Fills `model` and `optimizer` from the last checkpoint, if any, and returns the state to continue from."""
-        # The largest over the ranks: on a slow file system a rank might not see yet what the first one has written.
-        steps = self.ranks.largest(checkpoint.optimizer_steps(self.folder.checkpoints))
-        path = checkpoint.named(self.folder.checkpoints, steps)
-        return checkpoint.restore(path, model, optimizer, self.job.loop.seed) if path else TrainState.start()
+    def _restored(self, model: AlexNet, optimizer: Momentum2012, path: Path | None) -> TrainState:
+        """Fills `model` and `optimizer` from a checkpoint, if any, and returns the state to continue from."""
+        if self.job.resume_from is None:
+            own = checkpoint.optimizer_steps_of(path) if path and self.ranks.first else -1
+            path = checkpoint.named(self.folder.checkpoints, self.ranks.largest(own))
+        if path is None:
+            return TrainState.start()
+        if not (path / checkpoint.STATE).is_file():
+            found = f"rank {self.ranks.place.rank} does not see this checkpoint, from which rank 0 resumes"
+            raise ValueError(f"{path}: {found}; put --runs on a file system that all ranks share")
+        return checkpoint.restore(path, model, optimizer, self.job.loop.seed)
 
     def say(self, line: str) -> None:
         """Prints a line on the first rank."""
         if self.ranks.first:
-            print(line)
+            print(line, flush=True)
 
     def train(self) -> bool:
-        """Trains to the end of the run (returns True) or until SIGTERM (returns False), and saves a checkpoint.
+        """Trains to the end of the run (returns True) or until a signal (returns False), and saves a checkpoint.
 
         Raises:
             Diverged: the loss or a weight is not a finite number.
         """
         state, batch = self.trainer.state, self.job.loader.batch
         total, done = self.job.loop.optimizer_steps * batch, state.optimizer_steps * batch
-        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
         self.ranks.sent.clear()
         with (
             self._watched(),
@@ -149,11 +106,47 @@ class TrainingRun:
         ):
             finished = self.trainer.fit(batches, self._hooks())
             self._save(state)
+            if finished:
+                finished = self._validated_at_the_end(state)
             if bad := loader.bad_samples:
                 title = f"skipped {len(bad)} damaged image{'s' * (len(bad) > 1)}:"
                 self._progress.say("\n  ".join([title, *bad]))
-        signal.signal(signal.SIGTERM, previous_handler)
         return finished
+
+    def _validated_at_the_end(self, state: TrainState) -> bool:
+        """Validates a run that ends within an epoch (--steps). Returns False if a signal stopped the validation."""
+        if self.job.val is None or state.step == 0 or state.val_error is not None:
+            return True
+        try:
+            state.val_error = self._validate(state.epoch)
+        except Interrupted:
+            return False
+        self._save(state)
+        return True
+
+    def report(self) -> int:
+        """Makes the stall report. A failure gives a warning: the training is complete.
+
+        Returns:
+            The number of the signal that ended the report early; 0 if none did.
+        """
+        job, waits_s = self.job, self.ranks.spans.take()
+        trained = Trained(job.shards, job.basis, job.loader, self.trainer, job.folder.path, job.stall_s)
+        try:
+            with self._signals.raising():
+                report(trained, self.clocks, waits_s)
+        except StopRequested:
+            self.say(f"stopped in the stall report; the training is complete; for the report: {resume_command()}")
+        except Exception as error:
+            if os.environ.get("TRACEBACK"):
+                raise
+            if self.ranks.first:
+                made = f"the stall report could not be made ({one_line(error)}); the training is complete"
+                warn(f"{made}; to try again: {resume_command()}")
+        else:
+            return 0
+        self.ranks_apart = self.ranks.place.world > 1
+        return self._signals.requested
 
     # ---- what the loop calls ----------------------------------------------------------------------------------------
 
@@ -184,10 +177,21 @@ class TrainingRun:
     def _validate(self, epoch: int) -> float | None:
         if self.job.val is None:
             return None
-        scores = self._scores(self.job.val)
-        line = {"epoch": epoch, "step": self.trainer.state.optimizer_steps}
-        self._log(line | {"val_loss": scores.loss, "val_top1": scores.top1, "val_top5": scores.top5})
+        scores, left_out = self._scores(self.job.val)
+        if not scores.images:
+            raise ValueError(f"{self.job.val.folder}: no image of it can be decoded; make the shard set again")
+        state, plateau = self.trainer.state, self.job.recipe.plateau
+        val_set = self.job.val.manifest_sha256
+        if plateau is not None and state.val_set not in (None, val_set):  # errors on two sets are not comparable
+            state.plateau = replace(state.plateau, best_error=PlateauState().best_error)
+        state.val_set = val_set
+        line: dict[str, Any] = {"epoch": epoch, "step": state.optimizer_steps}
+        line |= {"val_loss": scores.loss, "val_top1": scores.top1, "val_top5": scores.top5}
         found = f"loss {scores.loss:.3f}, top-1 {scores.top1:.1%}, top-5 {scores.top5:.1%}"
+        if left_out:
+            line["val_left_out"] = left_out
+            found += f", without {left_out} damaged image{'s' * (left_out > 1)} of {len(self.job.val):,}"
+        self._log(line)
         self._progress.say(f"epoch {epoch + 1} of {self.job.loop.epochs}: validation: {found}")
         return 1 - scores.top1
 
@@ -195,24 +199,27 @@ class TrainingRun:
         """Saves a checkpoint. If that fails (full disk), it warns; earlier checkpoints stay and training continues."""
         self.ranks.mark("saving a checkpoint")
         folder, failed = self.folder.checkpoints, False
-        path = folder / checkpoint.name_of(state)
+        path, trainer = folder / checkpoint.name_of(state), self.trainer
         try:
-            checkpoint.save(path, self.trainer.model, self.trainer.optimizer, state, self.job.loop.seed, self.ranks)
+            if self._saved_steps != state.optimizer_steps:
+                seed = self.job.loop.seed
+                checkpoint.save(path, trainer.model, trainer.optimizer, state, seed, self.ranks, self._data)
+            elif self.ranks.first:  # only what a validation found has changed
+                checkpoint.update_state(path, state)
             if self.ranks.first:
                 checkpoint.prune(folder, KEPT_CHECKPOINTS)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             failed = True
             warn(f"{error}; the last checkpoint is {checkpoint.latest(folder)}")
         self.saved = not self.ranks.any(failed)
+        self._saved_steps = state.optimizer_steps if self.saved else -1
 
     def _stopped(self) -> bool:
-        # SIGTERM may reach only some of the ranks. All must end after the same step, or the others would wait forever.
-        return self.ranks.any(self._stop_requested)
+        # A signal may reach only some of the ranks. All must end after the same step, or the others would wait forever.
+        self.stopped_by = self.ranks.largest(self._signals.requested)
+        return self.stopped_by > 0
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
-
-    def _request_stop(self, signum: int, frame: object) -> None:
-        self._stop_requested = True
 
     def _log(self, line: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl. The first failure gives a warning; later calls write the missing lines."""
@@ -235,13 +242,21 @@ class TrainingRun:
         if ranks.first and counted:
             print(f"counted    rank 0 sent {format_bytes(counted)}, as calculated", flush=True)
 
-    def _scores(self, val: ShardSet) -> Scores:
-        """Returns the scores of the centre crops of the validation set, of which each rank decodes its part."""
+    def _scores(self, val: ShardSet) -> tuple[Scores, int]:
+        """Returns the scores of the centre crops of the validation set, of which each rank decodes its part, and the
+        number of damaged images that were left out."""
         place = self.ranks.place
-        views = view_loader(val, self.job.basis, self.job.loader, rank=place.rank, ranks=place.world)
-        with closing(whole_batches(views, self.ranks, uneven=True)) as batches:
+        left_out = list[str]()
+
+        def views() -> Iterator[Batch]:
+            for batch in view_loader(val, self.job.basis, self.job.loader, rank=place.rank, ranks=place.world):
+                left_out.extend(batch.left_out)
+                yield batch
+
+        with closing(whole_batches(views(), self.ranks, uneven=True)) as batches:
             trainer = self.trainer
-            return evaluate(trainer.model, batches, self.job.loop.precision, trainer.towers, self._stopped)
+            scores = evaluate(trainer.model, batches, self.job.loop.precision, trainer.towers, self._stopped)
+        return scores, int(self.ranks.total(torch.tensor([len(left_out)])).item())
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import resource
 import shutil
@@ -86,6 +88,49 @@ def test_sigterm_on_one_rank_stops_all_and_another_number_of_ranks_resumes(args:
     assert [x for _, x in losses(root / "preempted")] == pytest.approx([x for _, x in losses(whole)], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        ("--seed", 7, "--seed: 2012 on rank 0 ("),
+        ("--batch", 4, "--batch: 8 on rank 0 ("),
+        ("--lr-scale", 0.5, "--lr-scale: 1.0 on rank 0 ("),
+        ("--steps", 3, f"--steps: {STEPS} on rank 0 ("),
+    ],
+)
+def test_ranks_with_different_options_do_not_start(
+    args: list[object], root: Path, option: str, value: float, line: str
+):
+    """The first rank names the option and both values; the other one is silent. Neither leaves a run folder."""
+    processes = start_ranks(2, *args, "--run-name", "different", last=(option, value))
+    out = [ended(process, code=2) for process in processes]
+    assert line in out[0] and f"but {value} on rank 1 (" in out[0]
+    assert "Traceback" not in out[0] and out[1] == ""
+    assert not (root / "different").exists()
+
+
+def test_ranks_without_a_common_run_folder_are_told_so(args: list[object], root: Path, tmp_path: Path):
+    """At the start; resuming then gives one line that names the rank."""
+    options, elsewhere = ("--run-name", "apart", "--steps", 2), ("--runs", tmp_path)
+    out = [ended(process) for process in start_ranks(2, *args, *options, last=elsewhere)]
+    assert (
+        "not all ranks see this run folder" in out[0] and "put --runs on a file system that all ranks share" in out[0]
+    )
+    processes = start_ranks(2, *args, *options, "--resume", last=elsewhere)
+    first, second = ended(processes[0], code=1), ended(processes[1], code=2)
+    assert "another rank ended" in first and "rank 1 does not see this checkpoint" in second
+    assert "Traceback" not in first + second
+
+
+def test_a_rank_whose_partner_dies_ends_with_one_line(args: list[object], root: Path):
+    """Without torchrun no other process ends it; it shows no traceback of the communication library."""
+    processes = start_ranks(2, *args, "--run-name", "dies", "--steps", 100)
+    wait_for_step(root / "dies", 2, processes[0])
+    processes[1].kill()
+    out = ended(processes[0], code=1)
+    assert "rank 0: another rank ended; its own message says why" in out and "Traceback" not in out
+    processes[1].communicate()
+
+
 def test_a_rank_that_hangs_is_named_with_its_step(args: list[object], root: Path):
     """After --hang-seconds the ranks that wait for it say so, and exit with 1."""
     processes = start_ranks(2, *args, "--run-name", "hangs", "--hang-seconds", 4)
@@ -140,6 +185,9 @@ def with_weight(path: Path, value: float) -> None:
     weights = load_file(path / checkpoint.WEIGHTS)
     weights["fc7.weight"][-1, -1] = value
     save_file(weights, path / checkpoint.WEIGHTS)
+    record = json.loads((path / checkpoint.STATE).read_text())
+    record["files"][checkpoint.WEIGHTS] = hashlib.sha256((path / checkpoint.WEIGHTS).read_bytes()).hexdigest()
+    (path / checkpoint.STATE).write_text(checkpoint.sealed(record))
 
 
 def test_training_continues_when_the_disk_is_full(args: list[object], root: Path, whole: Path):

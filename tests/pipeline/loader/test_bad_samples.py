@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -176,10 +177,16 @@ def test_shortened_graphs_skip_too(damaged_set, basis, skipped, stage):
         assert [batch.ids.tolist() for batch in skipped] == [those.tolist() for those in ids]
 
 
-def test_evaluation_stops(damaged_set, basis):
-    """Evaluation stops at a damaged image: scores on substitutes would be wrong."""
+def test_evaluation_stops_or_leaves_out_damaged_images(damaged_set, basis):
+    """By default one line names the image. With "skip" no substitute is scored: the rows are left out, and named."""
     with pytest.raises(ValueError, match=r"1 of 8 images .*drawn_0003"):
-        list(view_loader(damaged_set, basis, skipping()))
+        list(view_loader(damaged_set, basis, replace(skipping(), on_bad_sample="stop")))
+    batches = list(view_loader(damaged_set, basis, skipping()))
+    ids = [i for batch in batches for i in batch.ids.tolist()]
+    assert ids == [i for i in range(len(damaged_set)) if i not in BAD]
+    assert all(len(batch.images) == len(batch.labels) == len(batch.ids) for batch in batches)
+    assert sum(len(batch.left_out) for batch in batches) == len(BAD)
+    assert "drawn_0003" in batches[0].left_out[0]
 
 
 def test_an_error_without_a_damaged_image_is_raised(damaged_set, basis, monkeypatch):

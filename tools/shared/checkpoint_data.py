@@ -1,0 +1,33 @@
+"""Between the eigenbasis of a shard set and the data record of a checkpoint: pipeline and model share no type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import load_data
+from model.data_record import DataRecord
+from pipeline.rgb_pca import Eigenbasis
+from pipeline.shards.format import Manifest
+from tools.shared.provenance import library_versions
+
+ARRAYS = ("mean", "covariance", "eigenvalues", "eigenvectors", "mean_image")
+
+
+def classes_of(manifest: Manifest) -> list[list[str]]:
+    """[wnid, words] of each class of a shard set."""
+    return [[one.wnid, one.words] for one in manifest.classes]
+
+
+def data_record(manifest: Manifest, basis: Eigenbasis) -> DataRecord:
+    """What a checkpoint of a run on this shard set stores of its data."""
+    arrays = {name: torch.tensor(getattr(basis, name)).contiguous() for name in ARRAYS}
+    return DataRecord(classes_of(manifest), basis.manifest_sha256, basis.pixels, arrays, library_versions())
+
+
+def eigenbasis_of_checkpoint(path: Path) -> Eigenbasis:
+    """The eigenbasis that a checkpoint stores. Raises as `load_data`."""
+    data = load_data(path)
+    arrays = {name: data.arrays[name].numpy() for name in ARRAYS}
+    return Eigenbasis(data.pixels, manifest_sha256=data.manifest_sha256, **arrays)

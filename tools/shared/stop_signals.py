@@ -1,0 +1,98 @@
+"""SIGTERM, Ctrl-C and a closed terminal ask a run to stop; the run then saves and names the command that continues."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StopRequested(BaseException):
+    """A signal asked the process to stop, in a block of `StopSignals.raising`."""
+
+
+class StopSignals:
+    """Records the first signal that asks this process to stop. Use it as a context manager in the main thread.
+
+    A second Ctrl-C ends the process at once, without saving. A signal that the process was started to ignore stays
+    ignored: SIGHUP under nohup.
+
+    Attributes:
+        requested: number of the signal; 0 if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self._raise = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """In this block a signal raises `StopRequested` at once: nothing in it needs to be completed."""
+        if self.requested:
+            raise StopRequested
+        self._raise = True
+        try:
+            yield
+        finally:
+            self._raise = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.requested == signal.SIGINT:
+            _write("\nended at once; steps since the last checkpoint are lost\n")
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            _write("\nstopping after the current step; press Ctrl-C again to end at once, without saving\n")
+        self.requested = self.requested or number
+        if self._raise:
+            self._raise = False
+            raise StopRequested
+
+
+def exit_code(number: int) -> int:
+    """The exit code of a run that this signal stopped and that has saved.
+
+    Returns:
+        0 for SIGTERM, which asks for nothing else; 128 + number for the others. Always 0 under torchrun, which would
+        count any other code as a failure and start the ranks again.
+    """
+    return 0 if number == signal.SIGTERM or "TORCHELASTIC_RUN_ID" in os.environ else 128 + number
+
+
+def resume_command() -> str:
+    """The command that continues the run of this process."""
+    script, *options = sys.argv
+    if "--resume-from" in options:
+        at = options.index("--resume-from")
+        del options[at : at + 2]
+    options = [option for option in options if option != "--resume" and not option.startswith("--resume-from=")]
+    start, ranks = ["python"], os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        start = ["torchrun", "--nproc-per-node", ranks]
+        if os.environ.get("WORLD_SIZE") != ranks:
+            start += ["--nnodes", os.environ.get("GROUP_WORLD_SIZE", "NODES"), "..."]
+    return f"{' '.join(start)} {shlex.join([script, *options, '--resume'])}"
+
+
+def _write(text: str) -> None:
+    """Writes to the screen without Python's buffers, which the signal may have interrupted."""
+    if os.environ.get("RANK", "0") == "0":
+        with suppress(OSError):
+            os.write(2, text.encode())
