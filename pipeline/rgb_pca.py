@@ -43,6 +43,9 @@ CHANNEL_STDEV_RANGE = (40, 100)
 READ_ONLY_PIXELS = numba.types.Array(numba.uint8, 2, "C", readonly=True)  # writable arrays are accepted, too
 ADD_PIXELS_SIGNATURE = numba.void(READ_ONLY_PIXELS, numba.int64[::1], numba.int64[:, ::1])
 
+READ_ONLY_VALUES = numba.types.Array(numba.uint8, 1, "C", readonly=True)
+ADD_SQUARE_SIGNATURE = numba.void(READ_ONLY_VALUES, numba.int64, numba.int64, numba.int64[:, ::1])
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -111,7 +114,9 @@ def moments_of(images: Iterable[np.ndarray]) -> Moments:
         flat = np.ascontiguousarray(image).reshape(-1, 3)
         _add_pixels(flat, sums, products)
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-        image_sums += image[top : top + side, left : left + side]
+        _add_square(
+            flat.reshape(-1), image.shape[1] * 3, (top * image.shape[1] + left) * 3, image_sums.reshape(side, -1)
+        )
         count += 1
         pixels += len(flat)
     return Moments(count, pixels, sums, products, image_sums)
@@ -137,6 +142,16 @@ def _add_pixels(pixels: np.ndarray, sums: np.ndarray, products: np.ndarray) -> N
     for row, values in enumerate(((rr, rg, rb), (rg, gg, gb), (rb, gb, bb))):
         for column, value in enumerate(values):
             products[row, column] += value
+
+
+@numba.njit(ADD_SQUARE_SIGNATURE, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _add_square(values: np.ndarray, stride: int, start: int, totals: np.ndarray) -> None:
+    """Adds the square whose first value is at `start` of an image with `stride` values per row to `totals`."""
+    for row in range(totals.shape[0]):
+        first = start + row * stride
+        line, total = values[first : first + totals.shape[1]], totals[row]
+        for i in range(len(total)):
+            total[i] += line[i]
 
 
 def eigenbasis_of(moments: Moments, manifest_sha256: str) -> Eigenbasis:
