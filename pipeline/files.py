@@ -6,9 +6,11 @@ bytes are on disk. This is the only module of `pipeline` that writes files atomi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,9 @@ from typing import IO
 from uuid import uuid4
 
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # .<final name>.<random hex>.tmp
+# What network, FUSE and object-store file systems answer to an operation that they lack.
+UNSUPPORTED = {getattr(errno, n) for n in ("ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EPERM", "EINVAL", "ENOLCK", "ENOTTY")}
+_warned: set[str] = set()
 
 
 @contextmanager
@@ -65,11 +70,32 @@ def remove_temporary(folder: Path) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Flushes the folder's entries to disk. Without it a crash can undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        warn_if_unsupported(error, folder, "flush folders", "a power failure may undo the newest files")
+
+
+def warn_if_unsupported(error: OSError, path: Path, operation: str, consequence: str) -> None:
+    """Warns, once per process and operation, that a file system lacks an operation. Raises every other error.
+
+    Args:
+        error: What the operation raised.
+        path: Where.
+        operation: What the file system cannot do, such as "lock files".
+        consequence: What is no longer guaranteed.
+    """
+    if error.errno not in UNSUPPORTED:
+        raise OSError(error.errno, f"cannot {operation}: {error.strerror}", str(path)) from error
+    if operation not in _warned:
+        _warned.add(operation)
+        print(
+            f"warning: {path}: this file system cannot {operation} ({error.strerror}); {consequence}", file=sys.stderr
+        )
 
 
 def sha256_of(path: Path) -> str:

@@ -17,13 +17,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
-from PIL import Image
+import simplejpeg
 
 from pipeline.files import published
 from pipeline.shards.reader import ShardSet, open_shards
@@ -38,6 +38,13 @@ IMAGES_PER_JOB = 256  # small enough to balance load between workers, large enou
 # What photographs have; `check` warns about data outside these ranges.
 MAX_DEGREES_FROM_GREY = 15
 CHANNEL_STDEV_RANGE = (40, 100)
+
+
+READ_ONLY_PIXELS = numba.types.Array(numba.uint8, 2, "C", readonly=True)  # writable arrays are accepted, too
+ADD_PIXELS_SIGNATURE = numba.void(READ_ONLY_PIXELS, numba.int64[::1], numba.int64[:, ::1])
+
+READ_ONLY_VALUES = numba.types.Array(numba.uint8, 1, "C", readonly=True)
+ADD_SQUARE_SIGNATURE = numba.void(READ_ONLY_VALUES, numba.int64, numba.int64, numba.int64[:, ::1])
 
 
 @dataclass(frozen=True)
@@ -104,15 +111,47 @@ def moments_of(images: Iterable[np.ndarray]) -> Moments:
     side = MEAN_IMAGE_SIDE
     image_sums = np.zeros((side, side, 3), np.int64)
     for image in images:
-        flat = image.reshape(-1, 3).astype(np.float64)
-        assert len(flat) < 2**53 // 255**2  # below that, every float64 partial sum is an exact integer
-        sums += flat.sum(axis=0).astype(np.int64)
-        products += (flat.T @ flat).astype(np.int64)
+        flat = np.ascontiguousarray(image).reshape(-1, 3)
+        _add_pixels(flat, sums, products)
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-        image_sums += image[top : top + side, left : left + side]
+        _add_square(
+            flat.reshape(-1), image.shape[1] * 3, (top * image.shape[1] + left) * 3, image_sums.reshape(side, -1)
+        )
         count += 1
         pixels += len(flat)
     return Moments(count, pixels, sums, products, image_sums)
+
+
+@numba.njit(ADD_PIXELS_SIGNATURE, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _add_pixels(pixels: np.ndarray, sums: np.ndarray, products: np.ndarray) -> None:
+    """Adds uint8 (N, 3) pixels to `sums` and `products` in one pass, in exact integers."""
+    r_sum = g_sum = b_sum = rr = rg = rb = gg = gb = bb = np.int64(0)
+    for i in range(len(pixels)):
+        r, g, b = np.int64(pixels[i, 0]), np.int64(pixels[i, 1]), np.int64(pixels[i, 2])
+        r_sum += r
+        g_sum += g
+        b_sum += b
+        rr += r * r
+        rg += r * g
+        rb += r * b
+        gg += g * g
+        gb += g * b
+        bb += b * b
+    for channel, value in enumerate((r_sum, g_sum, b_sum)):
+        sums[channel] += value
+    for row, values in enumerate(((rr, rg, rb), (rg, gg, gb), (rb, gb, bb))):
+        for column, value in enumerate(values):
+            products[row, column] += value
+
+
+@numba.njit(ADD_SQUARE_SIGNATURE, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _add_square(values: np.ndarray, stride: int, start: int, totals: np.ndarray) -> None:
+    """Adds the square whose first value is at `start` of an image with `stride` values per row to `totals`."""
+    for row in range(totals.shape[0]):
+        first = start + row * stride
+        line, total = values[first : first + totals.shape[1]], totals[row]
+        for i in range(len(total)):
+            total[i] += line[i]
 
 
 def eigenbasis_of(moments: Moments, manifest_sha256: str) -> Eigenbasis:
@@ -159,8 +198,8 @@ def _open_cached(folder: Path, manifest_sha256: str) -> ShardSet:
 
 
 def _decode(jpeg: np.ndarray) -> np.ndarray:
-    with Image.open(BytesIO(jpeg.data)) as image:
-        return np.asarray(image)
+    pixels: np.ndarray = simplejpeg.decode_jpeg(jpeg, "RGB")  # the same pixels as Pillow's, in less time
+    return pixels
 
 
 def check(basis: Eigenbasis) -> list[str]:

@@ -60,7 +60,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/shards/job": {"numpy", "torch"},
     "pipeline/shards/transcode": {"numpy", "PIL", "simplejpeg", "torch"},
     "pipeline/shards/verify": {"numpy", "PIL"},
-    "pipeline/rgb_pca": {"numpy", "PIL"},
+    "pipeline/rgb_pca": {"numba", "numpy", "simplejpeg"},
     "pipeline/loader": {"numpy"},
     "pipeline/loader/bad_samples": {"numpy", "PIL"},
     "pipeline/loader/compiled": {"numba"},

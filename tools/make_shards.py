@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 MAX_QUARANTINE_SHARE = 0.001
 CLASS_LIST_HELP = "text file with a wnid per line: all classes, if SOURCE holds only some; keeps ImageNet's 1000 labels"
 MIN_MAX_QUARANTINE = 10  # images; in a small set, a few bad images are a larger share
+SHOWN_QUARANTINED = 10  # on the screen
 
 
 class TooManyUnusable(Exception):
@@ -118,6 +119,12 @@ def make(args: argparse.Namespace, workers: Workers) -> int:
                 outcome = make_or_repair(listing, args.out, settings, workers, limit, progress)
         except (TooManyQuarantined, TooManyUnusable) as error:
             print(f"make_shards.py: {error}", file=sys.stderr)
+            for entry in error.quarantined[:SHOWN_QUARANTINED]:
+                print(f"  {entry.key}: {entry.reason}", file=sys.stderr)
+            if (more := len(error.quarantined) - SHOWN_QUARANTINED) > 0:
+                print(f"  and {more} more; --json FILE lists all", file=sys.stderr)
+            failed = {"error": str(error), "quarantined": {entry.key: entry.reason for entry in error.quarantined}}
+            write_json(args.json, {**record, split: failed})
             return 1
         result = report(outcome, args.out / split, time.monotonic() - started_s, workers.count)
         record[split] = {**result, **listing_record(listing)}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.files import fsync_folder, published, remove_temporary
+from pipeline.files import fsync_folder, published, remove_temporary, warn_if_unsupported
 from pipeline.imagenet.listing import Listing
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.philox import epoch_order
@@ -43,6 +43,7 @@ from pipeline.workers import ProgressCallback, Workers, ignore
 
 PLAN = "plan.json"
 LOCK = "lock"
+SOURCE_MAY_CHANGE = "may change"  # in PLAN, once too many images were undecodable: the user will replace some
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,15 @@ class Outcome:
 
 
 class TooManyQuarantined(Exception):
-    """More images cannot be decoded than the user allows. The text says how many and what to do."""
+    """More images cannot be decoded than the user allows, or none can. The text says how many and what to do.
+
+    Attributes:
+        quarantined: All of these images, sorted by key.
+    """
+
+    def __init__(self, message: str, quarantined: Sequence[Quarantined]) -> None:
+        super().__init__(message)
+        self.quarantined = tuple(quarantined)
 
 
 def make_split(
@@ -169,7 +178,7 @@ class _SplitBuild:
             self._begin()
             results = run_jobs(plan(self.listing, self.settings, self.work), self.workers, self.progress)
             quarantined = sorted((q for r in results for q in r.quarantined), key=lambda q: q.key)
-            self._check_quarantine(quarantined)
+            self._check_quarantine(results, quarantined)
             manifest = self._publish(results, quarantined)
             self.work.rename(self.final)
             (self.final / LOCK).unlink()
@@ -215,20 +224,43 @@ class _SplitBuild:
             with published(path) as file:
                 file.write(json.dumps(self.inputs, indent=1).encode())
             return
-        if difference := _difference(json.loads(path.read_text()), self.inputs):
+        found = json.loads(path.read_text())
+        if found.get("source") == SOURCE_MAY_CHANGE:
+            found["source"] = self.inputs["source"]
+            self._remove_surplus_shards()
+        if difference := _difference(found, self.inputs):
             raise ValueError(
                 f"{self.work}: begun with other settings or source ({difference});"
                 " use the same source and options again, or remove the folder"
             )
 
-    def _check_quarantine(self, quarantined: Sequence[Quarantined]) -> None:
-        if len(quarantined) > self.max_quarantine:
-            first = f"{quarantined[0].key}: {quarantined[0].reason}"
-            raise TooManyQuarantined(
-                f"{self.listing.split}: {len(quarantined)} of {len(self.listing.items)} images cannot be decoded,"
-                f" at most {self.max_quarantine} are allowed (first: {first});"
-                " replace these files in the source, or raise --max-quarantine"
-            )
+    def _check_quarantine(self, results: Sequence[ShardResult], quarantined: Sequence[Quarantined]) -> None:
+        """Raises if too many images are undecodable. The next run redoes only the shards with such images."""
+        images = len(self.listing.items)
+        if images == 0:
+            raise ValueError(f"{self.listing.split}: no images in the source, expected at least 1")
+        if len(quarantined) <= self.max_quarantine and len(quarantined) < images:
+            return
+        with published(self.work / PLAN) as file:
+            file.write(json.dumps({**self.inputs, "source": SOURCE_MAY_CHANGE}, indent=1).encode())
+        for result in results:
+            if result.quarantined:
+                journal_path(self.work, result.name).unlink(missing_ok=True)
+        allowed = min(self.max_quarantine, images - 1)
+        advice = ", or raise --max-quarantine" if len(quarantined) < images else "; a set without samples is not made"
+        raise TooManyQuarantined(
+            f"{self.listing.split}: {len(quarantined)} of {images} images cannot be decoded,"
+            f" at most {allowed} are allowed; replace these files in the source{advice}",
+            quarantined,
+        )
+
+    def _remove_surplus_shards(self) -> None:
+        """Removes shards of an earlier plan for a source with more images."""
+        shards = -(-len(self.listing.items) // self.settings.shard_samples)
+        for path in self.work.glob(f"{self.listing.split}-*"):
+            number = path.stem.rpartition("-")[2]
+            if number.isdigit() and int(number) >= shards:
+                path.unlink()
 
     def _publish(self, results: Sequence[ShardResult], quarantined: Sequence[Quarantined]) -> Manifest:
         """Writes index and manifest into the work folder, and removes what only the work needed."""
@@ -264,7 +296,7 @@ class _SplitBuild:
                 continue
             rows["shard"] = 0
             missing = [reasons[item.key] for item in job.items if item.key in reasons] if reasons else []
-            write_journal_entry(self.final, ShardResult(job.name, record, rows, missing, None))
+            write_journal_entry(job, ShardResult(job.name, record, rows, missing, None))
 
 
 @contextmanager
@@ -276,6 +308,8 @@ def _locked(work: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"{work}: another run is writing here; wait for it or choose another folder") from error
+        except OSError as error:
+            warn_if_unsupported(error, work, "lock files", "do not start two runs on this folder at once")
         yield
 
 

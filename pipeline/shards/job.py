@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def run_job(job: ShardJob) -> ShardResult:
     started_s = time.perf_counter()
     samples, quarantined, spent = _transcode_items(job)
     record, rows = write_shard(job.folder, job.name, samples)
-    write_journal_entry(job.folder, ShardResult(job.name, record, rows, quarantined, None))
+    write_journal_entry(job, ShardResult(job.name, record, rows, quarantined, None))
     write_s = time.perf_counter() - started_s - spent.total_s()
     return ShardResult(job.name, record, rows, quarantined, spent + StageSeconds(write_s=write_s))
 
@@ -113,23 +114,34 @@ def journal_path(folder: Path, shard_name: str) -> Path:
     return folder / f"{shard_name}.json"
 
 
-def write_journal_entry(folder: Path, result: ShardResult) -> None:
-    """Records that a shard in `folder` is complete, with everything that publishing the set needs to know of it."""
+def _fingerprint(items: Items) -> str:
+    """Changes with any key, label or size, like the fingerprint of a whole source."""
+    return sha256(repr((items.key.tolist(), items.label.tolist(), items.size.tolist())).encode()).hexdigest()
+
+
+def write_journal_entry(job: ShardJob, result: ShardResult) -> None:
+    """Records that the job's shard is complete, with everything that publishing the set needs to know of it."""
     fields = {
+        "items": _fingerprint(job.items),
         "record": asdict(result.record),
         "rows": result.rows.tolist(),
         "quarantined": [asdict(entry) for entry in result.quarantined],
     }
-    with published(journal_path(folder, result.name)) as file:
+    with published(journal_path(job.folder, job.name)) as file:
         file.write(json.dumps(fields).encode())
 
 
 def read_journal_entry(job: ShardJob) -> ShardResult | None:
-    """The result of a job that is complete. None without an entry, or if its files are missing or of another size."""
+    """The result of a job that is complete. None if it must run.
+
+    It must run without an entry, if its images changed since, or if its files are missing or of another size.
+    """
     path = journal_path(job.folder, job.name)
     if not path.is_file():
         return None
     fields = json.loads(path.read_text())
+    if fields.get("items") != _fingerprint(job.items):
+        return None
     record = ShardRecord(**fields["record"])
     tar = job.folder / record.name
     if not tar.is_file() or tar.stat().st_size != record.bytes or not tar.with_suffix(DALI_INDEX_SUFFIX).is_file():

@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from pipeline.files import published
+from pipeline.files import published, warn_if_unsupported
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.shards.format import (
     DALI_INDEX_SUFFIX,
@@ -103,4 +103,7 @@ def mark_hashed(tar: Path) -> None:
     Any later write changes the modification time, and so does a copy that does not preserve times. `open_shards`
     therefore hashes only tars with another time, and opens 40 GB of unchanged tars at once.
     """
-    os.utime(tar, ns=(HASHED_MTIME_NS, HASHED_MTIME_NS))
+    try:
+        os.utime(tar, ns=(HASHED_MTIME_NS, HASHED_MTIME_NS))
+    except OSError as error:
+        warn_if_unsupported(error, tar.parent, "set modification times", "tars are hashed each time the set is opened")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,17 @@ def test_photograph_like_pixels_pass_without_warning_and_others_do_not():
     assert "positively correlated" in check(eigenbasis_of(moments_of(inverted), ""))[0]
     dark = [(p // 16) for p in random_images(3)]
     assert any("standard deviations" in line for line in check(eigenbasis_of(moments_of(dark), "")))
+
+
+def test_decoding_and_sums_equal_pillow_and_float64_bit_for_bit(train_shards: ShardSet):
+    sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    jpegs = train_shards.jpegs(np.arange(len(train_shards)))
+    images = [rgb_pca._decode(jpeg) for jpeg in jpegs]
+    for jpeg, image in zip(jpegs, images, strict=True):
+        with Image.open(BytesIO(jpeg.data)) as opened:
+            assert np.array_equal(image, np.asarray(opened))
+        flat = image.reshape(-1, 3).astype(np.float64)
+        sums += flat.sum(axis=0).astype(np.int64)
+        products += (flat.T @ flat).astype(np.int64)
+    moments = moments_of(images)
+    assert np.array_equal(moments.sums, sums) and np.array_equal(moments.products, products)
