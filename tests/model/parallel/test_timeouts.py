@@ -19,6 +19,7 @@ def timeouts_s(ranks: Ranks) -> list[float]:
 
 def test_every_group_of_a_pair_has_the_timeout_of_the_job(tmp_path: Path):
     """The job, the pair's activations, the pair's images and the parts of the batch."""
-    for (found,) in run_ranks(tmp_path, 2, Job(timeouts_s)):
+    [by_rank] = run_ranks(tmp_path, 2, Job(timeouts_s))
+    for found in by_rank:
         assert len(found) >= 4
         assert set(found) == {60}  # as run_ranks asks for
