@@ -261,3 +261,16 @@ def test_real_files_are_read_in_place(container: Container, sample: Path):
 def test_a_wrong_folder_gets_one_line_and_code_2(container: Container, tmp_path: Path):
     out = ended(container.start("train", tmp_path), code=2)
     assert re.fullmatch(rf"make_shards.py: {tmp_path}: no ImageNet layout here .*\n", out)
+
+
+def test_the_driver_gives_the_container_its_jpeg_decoder():
+    """Without "video" the container has no libnvcuvid, and DALI silently does not use the JPEG engines."""
+    [capabilities] = re.findall(r"NVIDIA_DRIVER_CAPABILITIES=(\S+)", DOCKERFILE.read_text())
+    assert set(capabilities.split(",")) == {"compute", "utility", "video"}
+
+
+def test_caches_of_compiled_kernels_are_on_an_executable_mount():
+    caches = dict(re.findall(r"(\w+_CACHE_DIR)=(\S+)", DOCKERFILE.read_text()))
+    assert set(caches) == {"NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
+    assert all(folder.startswith("/cache/") for folder in caches.values())
+    assert any(re.match(r"/cache:(.*,)?exec(,|$)", mount) for mount in services({})["train"]["tmpfs"])

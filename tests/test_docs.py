@@ -309,3 +309,10 @@ def test_the_citation_and_the_changelog_have_the_project_s_version():
         project["license"],
     )
     assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_test_that_the_gpu_page_names_exists():
+    names = re.findall(r"`(test_\w+)`", (ROOT / "docs/gpu.md").read_text())
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names
+    assert [name for name in names if f"def {name}(" not in sources] == []

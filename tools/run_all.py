@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.shared.cli import cores, parser_of, run
-from tools.shared.rank_choice import ranks_for, visible_gpus
+from tools.shared.rank_choice import gpus_announced, ranks_for, visible_gpus
 from tools.shared.tool_runner import ToolRunner
 
 PREPARATION = ("sample", "shards", "pca")  # each stage after those before it
@@ -158,7 +158,9 @@ def _train(settings: RunAllSettings, runner: ToolRunner) -> int:
     print(f"ranks: {choice.why}", flush=True)
     run_folder = ["--runs", settings.runs, "--run-name", settings.run, "--resume"]
     sets = [settings.shards / "train", "--val", settings.shards / "val"]
-    return runner.run("train", *sets, *run_folder, *settings.train_options, ranks=choice.ranks)
+    # With --device cuda a GPU that torch cannot use is an error. Otherwise training would silently use the CPU.
+    device = ["--device", "cuda"] if gpus_announced() else []  # a --device in train_options comes later and wins
+    return runner.run("train", *sets, *run_folder, *device, *settings.train_options, ranks=choice.ranks)
 
 
 def _gpu_check(settings: RunAllSettings, runner: ToolRunner) -> int:

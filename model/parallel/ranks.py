@@ -17,7 +17,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -107,14 +106,13 @@ class Ranks:
             timeout=timedelta(seconds=timeout_s),
         )
         self.store = store
-        shape = (place.data_ranks, place.tower_ranks)
-        mesh = init_device_mesh("cuda" if nccl else "cpu", shape, mesh_dim_names=("data", "tower"))
-        self._data_group, self._activations_group = mesh.get_group("data"), mesh.get_group("tower")
+        pairs = [list(range(first, first + place.tower_ranks)) for first in range(0, place.world, place.tower_ranks)]
+        parts = [list(range(tower, place.world, place.tower_ranks)) for tower in range(place.tower_ranks)]
+        self._data_group, self._activations_group = _own_group(parts, timeout_s), _own_group(pairs, timeout_s)
         if place.is_pair:
             # Operations of one group run in order. Images have groups of their own, so that activations, which the step
             # waits for, do not queue behind the images of the next batch. Every rank must create every group.
-            pairs = [[rank, rank + 1] for rank in range(0, place.world, place.tower_ranks)]
-            self._images_group, _ = dist.new_subgroups_by_enumeration(pairs)  # type: ignore[no-untyped-call]
+            self._images_group = _own_group(pairs, timeout_s)
 
     def leave(self) -> None:
         """Disconnects once every rank has called it."""
@@ -215,6 +213,17 @@ class Ranks:
         whole[:rows] = tensor
         dist.recv(whole[rows:], self.place.partner)
         return whole
+
+
+def _own_group(members: list[list[int]], timeout_s: float) -> dist.ProcessGroup:
+    """Creates the groups `members` and returns the one of this rank.
+
+    A group does not inherit the timeout of the job; torch's default is longer than the watchdog assumes.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    group, _ = dist.new_subgroups_by_enumeration(members, timeout=timeout)  # type: ignore[no-untyped-call]
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 SINGLE_RANK = Ranks()

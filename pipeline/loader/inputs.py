@@ -105,6 +105,8 @@ class BatchPlanner(ABC):
     def without_undecodable(self, batch: BatchInputs) -> BatchInputs | None:
         """Replaces the samples of a batch that DALI cannot decode although their headers are intact.
 
+        A sample is replaced if the loader's decoder or the CPU decoder fails: the GPU's may accept damaged data.
+
         Each sample is tried alone, in a pipeline of its own. The result then does not depend on the rest of the batch,
         and so not on the number of ranks.
 
@@ -144,7 +146,12 @@ class BatchPlanner(ABC):
     def _decodes(self, epoch: int, sample_id: int) -> bool:
         """Whether DALI can decode this epoch's crop of one sample, whose header is intact."""
         batch = self._batch(epoch, 0, np.array([sample_id]))
-        graph = self._graph(replace(graph_settings(self._settings, 1), queue_depth=1))
+        own = replace(graph_settings(self._settings, 1), queue_depth=1)
+        on_cpu = replace(own, device="cpu", device_id=None)
+        return all(self._runs(batch, settings) for settings in dict.fromkeys((own, on_cpu)))
+
+    def _runs(self, batch: BatchInputs, settings: GraphSettings) -> bool:
+        graph = self._graph(settings)
         for name in graph.inputs:
             graph.pipeline.feed_input(name, batch.tensors[name])
         graph.pipeline.schedule_run()

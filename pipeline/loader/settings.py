@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -25,6 +27,17 @@ def default_threads() -> int:
     return min(8, len(os.sched_getaffinity(0)) + 1)
 
 
+DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+DRIVER_NEEDED = 580  # by builds of torch for CUDA 13, such as torch 2.13.0 from PyPI
+
+
+def driver_found() -> str:
+    """The version of the NVIDIA driver that is loaded, or "none"."""
+    text = DRIVER_VERSION.read_text() if DRIVER_VERSION.is_file() else ""
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
+    return found.group() if found else "none"
+
+
 def check_device(device: str) -> None:
     """Checks that torch can use `device`.
 
@@ -33,7 +46,9 @@ def check_device(device: str) -> None:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device is cuda, but torch finds no CUDA device; use --device cpu, or install a CUDA build of torch"
+            f"device is cuda, but torch finds no CUDA device: driver found: {driver_found()}; driver needed: "
+            f"{DRIVER_NEEDED} or newer for CUDA 13; update the driver, install a build of torch for CUDA 12, or use "
+            "--device cpu"
         )
 
 
@@ -42,8 +57,12 @@ class LoaderSettings:
     """How the loader works.
 
     These settings decide what is in a batch: batch, seed, lighting, lighting_until, mean, positions, order and
-    window_shards, and on_bad_sample if the set is damaged. The others change only the speed; on a GPU,
-    hw_decoder_load may also change pixels slightly.
+    window_shards, and on_bad_sample if the set is damaged; on a GPU also hw_decoder_load. The others change only the
+    speed.
+
+    With hw_decoder_load above 0, DALI sorts the images of a rank's batch by area and gives the first ones to the GPU's
+    JPEG engines, whose pixels differ slightly. Which decoder gets an image then depends on the other images, and so on
+    the number of ranks. The default gives all images to one decoder.
 
     Raises:
         ValueError: a value is outside its range or is not one of the choices.
@@ -62,7 +81,7 @@ class LoaderSettings:
     window_shards: int = 16  # batches mix classes as well as a uniform shuffle does (docs/loader.md)
     on_bad_sample: OnBadSample = "stop"  # "skip" trains on a substitute sample; evaluation always stops
     max_bad_samples: int = 100  # each rank skips at most this many different samples, then stops
-    hw_decoder_load: float = 0.65  # share of JPEGs for the GPU's decoder engines; DALI's default changes with versions
+    hw_decoder_load: float = 0.0  # share of JPEGs for the GPU's decoder engines; 0: one decoder for all images
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "queue_depth", "window_shards", "max_bad_samples"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from model.recipe import SOURCE2012, recipe
 
@@ -71,3 +73,15 @@ def visible_gpus() -> int:
     import torch  # takes seconds, which `--help` and the container's health check must not pay
 
     return torch.cuda.device_count()
+
+
+def gpus_announced(devices: Path = Path("/dev")) -> bool:
+    """Returns whether this machine or container was given GPUs, even if torch cannot use them.
+
+    CUDA_VISIBLE_DEVICES="" or "-1" hides all GPUs on purpose, so it announces none.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    if os.environ.get("NVIDIA_VISIBLE_DEVICES", "") not in ("", "none", "void"):
+        return True
+    return any(devices.glob("nvidia[0-9]*")) or visible_gpus() > 0
