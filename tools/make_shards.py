@@ -52,10 +52,6 @@ MIN_MAX_QUARANTINE = 10  # images; in a small set, a few bad images are a larger
 SHOWN_QUARANTINED = 10  # on the screen
 
 
-class TooManyUnusable(Exception):
-    """More images have no usable label than the user allows. The text says how many and what to do."""
-
-
 def parse() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,7 +113,7 @@ def make(args: argparse.Namespace, workers: Workers) -> int:
             limit = quarantine_limit(args.max_quarantine, listing)
             with Progress(f"sharding {split}", len(listing.items)) as progress:
                 outcome = make_or_repair(listing, args.out, settings, workers, limit, progress)
-        except (TooManyQuarantined, TooManyUnusable) as error:
+        except TooManyQuarantined as error:
             print(f"make_shards.py: {error}", file=sys.stderr)
             for entry in error.quarantined[:SHOWN_QUARANTINED]:
                 print(f"  {entry.key}: {entry.reason}", file=sys.stderr)
@@ -148,26 +144,13 @@ def source_of(args: argparse.Namespace) -> Source:
 
 
 def quarantine_limit(given: int | None, listing: Listing) -> int:
-    """How many items of a listing may be undecodable. Images without a usable label count, too.
-
-    Raises:
-        TooManyUnusable: There are more of them than the limit allows.
-    """
-    images, unusable = len(listing.items) + len(listing.unusable), listing.unusable
-    limit = max(MIN_MAX_QUARANTINE, int(MAX_QUARANTINE_SHARE * images)) if given is None else given
-    if len(unusable) > limit:
-        raise TooManyUnusable(
-            f"{listing.split}: {len(unusable)} of {images} images have no usable label or do not exist, at most {limit}"
-            f" are allowed (first: {unusable[0].file}: {unusable[0].reason}); correct the source, or raise"
-            " --max-quarantine"
-        )
-    return limit - len(unusable)
+    """How many images of a listing may be undecodable or without a usable label."""
+    images = len(listing.items) + len(listing.unusable)
+    return max(MIN_MAX_QUARANTINE, int(MAX_QUARANTINE_SHARE * images)) if given is None else given
 
 
 def listing_record(listing: Listing) -> dict[str, object]:
-    """What `--json` says about the source of a split; prints the images without a usable label."""
-    for image in listing.unusable:
-        print(f"  quarantined {image.key}: {image.file}: {image.reason}")
+    """What `--json` says about the source of a split."""
     return {
         "skipped": {skipped.reason: skipped.count for skipped in listing.skipped},
         "unusable": {image.key: image.reason for image in listing.unusable},

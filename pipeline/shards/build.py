@@ -174,10 +174,12 @@ class _SplitBuild:
         """See `make_split`."""
         if self.final.exists():
             return self._check_finished()
+        self._unusable()  # before any work
         with _locked(self.work):
             self._begin()
             results = run_jobs(plan(self.listing, self.settings, self.work), self.workers, self.progress)
-            quarantined = sorted((q for r in results for q in r.quarantined), key=lambda q: q.key)
+            found = [*self._unusable(), *(entry for result in results for entry in result.quarantined)]
+            quarantined = sorted(found, key=lambda entry: entry.key)
             self._check_quarantine(results, quarantined)
             manifest = self._publish(results, quarantined)
             self.work.rename(self.final)
@@ -236,7 +238,7 @@ class _SplitBuild:
 
     def _check_quarantine(self, results: Sequence[ShardResult], quarantined: Sequence[Quarantined]) -> None:
         """Raises if too many images are undecodable. The next run redoes only the shards with such images."""
-        images = len(self.listing.items)
+        images = len(self.listing.items) + len(self.listing.unusable)
         if images == 0:
             raise ValueError(f"{self.listing.split}: no images in the source, expected at least 1")
         if len(quarantined) <= self.max_quarantine and len(quarantined) < images:
@@ -248,11 +250,24 @@ class _SplitBuild:
                 journal_path(self.work, result.name).unlink(missing_ok=True)
         allowed = min(self.max_quarantine, images - 1)
         advice = ", or raise --max-quarantine" if len(quarantined) < images else "; a set without samples is not made"
+        fault = "cannot be decoded or have no usable label" if self.listing.unusable else "cannot be decoded"
         raise TooManyQuarantined(
-            f"{self.listing.split}: {len(quarantined)} of {images} images cannot be decoded,"
-            f" at most {allowed} are allowed; replace these files in the source{advice}",
+            f"{self.listing.split}: {len(quarantined)} of {images} images {fault}, at most {allowed} are allowed;"
+            f" replace these files in the source{advice}",
             quarantined,
         )
+
+    def _unusable(self) -> list[Quarantined]:
+        """The images that are known to be unusable before any image is read. Raises if they alone are too many."""
+        unusable = [Quarantined(image.key, f"{image.file.name}: {image.reason}") for image in self.listing.unusable]
+        if len(unusable) > self.max_quarantine:
+            images = len(self.listing.items) + len(unusable)
+            raise TooManyQuarantined(
+                f"{self.listing.split}: {len(unusable)} of {images} images do not exist or have no usable label,"
+                f" at most {self.max_quarantine} are allowed; correct the source, or raise --max-quarantine",
+                unusable,
+            )
+        return unusable
 
     def _remove_surplus_shards(self) -> None:
         """Removes shards of an earlier plan for a source with more images."""

@@ -149,7 +149,7 @@ def _check_tars(folder: Path, manifest: Manifest, progress: ProgressCallback) ->
                 )
             progress(shard.bytes)
             with suppress(OSError):  # a read-only folder: the tar is hashed again next time
-                mark_hashed(folder / shard.name)
+                mark_hashed(folder / shard.name, warn=False)
 
 
 def _map(path: Path) -> np.ndarray:

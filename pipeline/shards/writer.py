@@ -97,7 +97,7 @@ def publish(folder: Path, manifest_of: Callable[[str], Manifest], index: np.ndar
     return manifest
 
 
-def mark_hashed(tar: Path) -> None:
+def mark_hashed(tar: Path, warn: bool = True) -> None:
     """Sets the modification time that means "this tar's hash is known to be right".
 
     Any later write changes the modification time, and so does a copy that does not preserve times. `open_shards`
@@ -106,4 +106,6 @@ def mark_hashed(tar: Path) -> None:
     try:
         os.utime(tar, ns=(HASHED_MTIME_NS, HASHED_MTIME_NS))
     except OSError as error:
+        if not warn:  # a reader that may not write here: the tar is hashed again next time
+            return
         warn_if_unsupported(error, tar.parent, "set modification times", "tars are hashed each time the set is opened")

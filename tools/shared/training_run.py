@@ -168,7 +168,7 @@ class TrainingRun:
         self._progress(images)
 
     def _on_device_step(self, times: DeviceTimes) -> None:
-        self.clocks.add_device(times.gap_s, times.step_s)
+        self.clocks.add_device(times.gap_s, times.step_s, times.steps)
 
     def _on_log(self, line: dict[str, Any]) -> None:
         self._log(line)

@@ -76,8 +76,10 @@ def test_links_to_nowhere_are_unusable(tmp_path: Path):
     assert listing.unusable[0].reason == "a link to /nowhere/b.jpg, which does not exist"
     code, _, error = make_shards(root, tmp_path / "out")
     assert code == 1
-    assert "train: 11 of 12 images have no usable label or do not exist, at most 10 are allowed" in error
+    assert "train: 11 of 12 images do not exist or have no usable label, at most 10 are allowed" in error
     assert make_shards(root, tmp_path / "out", "--max-quarantine", "11")[0] == 0
+    manifest = json.loads((tmp_path / "out/train/manifest.json").read_text())
+    assert sorted(entry["key"] for entry in manifest["quarantined"]) == sorted(image.key for image in listing.unusable)
 
 
 def test_any_name_gives_a_legal_distinct_key(tmp_path: Path):
