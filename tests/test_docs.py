@@ -82,6 +82,7 @@ PARSED = {
     "python tools/bench_loader.py SHARDS --cold": "needs a set on a real disk",
     "python -m tests.soak.plan": "takes minutes",
     "python -m tests.soak.damaged_images": "takes minutes",
+    "python -m tests.soak.damaged_images --rounds 32 --seed 7": "takes minutes",
     "python -m tests.soak.kill_shards --runs 200": "takes hours",
     "python -m tests.soak.kill_ranks --runs 50": "takes minutes",
     "python -m tests.soak.planted_stalls SHARDS": "takes minutes",

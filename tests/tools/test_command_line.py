@@ -21,7 +21,7 @@ from tools import bench_startup, train
 from tools.shared import cli
 
 HEAVY = {"torch", "nvidia", "numba", "scipy", "numpy", "PIL", "distributed"}  # libraries that take long to import
-LIGHT_TOOLS = ("bench_startup", "run_all", "train")
+LIGHT_TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -43,7 +43,8 @@ finally:
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     shown, _, modules = out.stdout.partition("MODULES ")
     assert out.returncode == 0 and shown.startswith("usage: "), out.stderr
-    assert not {module.partition(".")[0] for module in modules.split()} & HEAVY
+    allowed = {"numpy"} if name == "bench_loader" else set()  # 0.1 s, for types and a threshold of the report
+    assert not {module.partition(".")[0] for module in modules.split()} & HEAVY - allowed
 
 
 def test_bench_startup_measures_every_tool(
