@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ from pipeline.workers import IN_PROCESS, ignore
 from tests.support.shard_fixtures import SAMPLE, SHARD_SETTINGS
 
 torch.set_num_threads(1)  # the tests use small networks, for which more threads only add synchronisation
+
+# Whoever starts the tests in the background (nohup, some CI runners) ignores these signals, and children inherit that.
+# The processes that the tests stop must receive them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
