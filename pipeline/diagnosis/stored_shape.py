@@ -22,9 +22,9 @@ from pipeline.loader.settings import LoaderSettings
 from pipeline.profiling.stages import STAGE_ROUNDS
 from pipeline.profiling.throughput import Throughput, measure_throughput
 from pipeline.rgb_pca import Eigenbasis
-from pipeline.shards.build import ShardSettings, make_split
+from pipeline.shards.build import make_split
 from pipeline.shards.reader import ShardSet, open_shards
-from pipeline.shards.transcode import STORED_SHAPES, ResizeSettings
+from pipeline.shards.settings import STORED_SHAPES, ResizeSettings, ShardSettings
 from pipeline.workers import IN_PROCESS, ignore
 
 COMPARED_IMAGES = 1024  # 40 MB for both sets, which take seconds to make

@@ -24,7 +24,6 @@ from types import MappingProxyType
 
 from pipeline.imagenet import folders, ilsvrc, kaggle, parquet, webdataset
 from pipeline.imagenet.choose import decide, descend, unused_entries
-from pipeline.imagenet.item_reader import ItemReader as ItemReader
 from pipeline.imagenet.labels import Scan, listing_of, merged_classes
 from pipeline.imagenet.listing import SPLITS, ClassName, Listing
 from pipeline.imagenet.parquet import ColumnNames as ColumnNames

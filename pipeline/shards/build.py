@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.files import fsync_folder, published, remove_temporary, warn_if_unsupported
+from pipeline.files import fsync_folder, remove_temporary, warn_if_unsupported, write_atomically
 from pipeline.imagenet.listing import Listing
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.philox import epoch_order
@@ -35,7 +35,7 @@ from pipeline.shards.job import (
     write_journal_entry,
 )
 from pipeline.shards.reader import open_shards, read_index, rows_by_shard
-from pipeline.shards.settings import ShardSettings as ShardSettings
+from pipeline.shards.settings import ShardSettings
 from pipeline.shards.transcode import library_versions
 from pipeline.shards.verify import verify
 from pipeline.shards.writer import publish
@@ -223,8 +223,7 @@ class _SplitBuild:
         path = self.work / PLAN
         remove_temporary(self.work)
         if not path.is_file():
-            with published(path) as file:
-                file.write(json.dumps(self.inputs, indent=1).encode())
+            write_atomically(path, json.dumps(self.inputs, indent=1))
             return
         found = json.loads(path.read_text())
         if found.get("source") == SOURCE_MAY_CHANGE:
@@ -243,8 +242,7 @@ class _SplitBuild:
             raise ValueError(f"{self.listing.split}: no images in the source, expected at least 1")
         if len(quarantined) <= self.max_quarantine and len(quarantined) < images:
             return
-        with published(self.work / PLAN) as file:
-            file.write(json.dumps({**self.inputs, "source": SOURCE_MAY_CHANGE}, indent=1).encode())
+        write_atomically(self.work / PLAN, json.dumps({**self.inputs, "source": SOURCE_MAY_CHANGE}, indent=1))
         for result in results:
             if result.quarantined:
                 journal_path(self.work, result.name).unlink(missing_ok=True)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from pipeline.files import published
+from pipeline.imagenet.item_reader import ItemReader
 from pipeline.imagenet.listing import Items
-from pipeline.imagenet.source import ItemReader
 from pipeline.shards.bottleneck import StageSeconds
 from pipeline.shards.format import DALI_INDEX_SUFFIX, INDEX_DTYPE, Quarantined, Sample, ShardRecord
 from pipeline.shards.settings import ResizeSettings

@@ -21,10 +21,7 @@ import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError, features
 
-from pipeline.shards.settings import FILTERS as FILTERS
-from pipeline.shards.settings import STORED_SHAPES as STORED_SHAPES
-from pipeline.shards.settings import SUBSAMPLINGS as SUBSAMPLINGS
-from pipeline.shards.settings import ResizeSettings as ResizeSettings
+from pipeline.shards.settings import ResizeSettings
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows more, and starts other programs for some
 MAX_JPEG_SIDE = 65_500  # pixels; libjpeg's limit

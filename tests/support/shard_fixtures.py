@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from pipeline import rgb_pca
 from pipeline.imagenet.listing import ClassName
 from pipeline.rgb_pca import Eigenbasis
-from pipeline.shards.build import ShardSettings
 from pipeline.shards.format import Manifest, Sample
 from pipeline.shards.reader import ShardSet, open_shards
+from pipeline.shards.settings import ShardSettings
 from pipeline.shards.writer import publish, write_shard
 from pipeline.synthetic.settings import SampleSettings
 from pipeline.workers import IN_PROCESS, ignore

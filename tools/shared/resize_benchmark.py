@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.imagenet.folders import SUFFIXES
-from pipeline.shards.transcode import ResizeSettings, Undecodable, decode, encode, resize, transcode
+from pipeline.shards.settings import ResizeSettings
+from pipeline.shards.transcode import Undecodable, decode, encode, resize, transcode
 from tools.shared.cli import Progress
 
 DEFAULT = ResizeSettings()

@@ -17,7 +17,8 @@ from pipeline.diagnosis.stored_shape import StoredShapes, both_shapes, has_whole
 from pipeline.diagnosis.tuning import TUNED_SETTINGS, choices, load_tuned, speed_settings, tune
 from pipeline.loader.settings import LoaderSettings
 from pipeline.shards.reader import ShardSet
-from pipeline.shards.transcode import ResizeSettings, encode
+from pipeline.shards.settings import ResizeSettings
+from pipeline.shards.transcode import encode
 from tests.support.shard_fixtures import decoded
 
 

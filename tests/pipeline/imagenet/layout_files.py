@@ -13,8 +13,9 @@ import pytest
 import scipy.io
 
 from pipeline.imagenet.ilsvrc import DEVKIT, TRAIN_TAR, VAL_TAR
+from pipeline.imagenet.item_reader import ItemReader
 from pipeline.imagenet.listing import Listing
-from pipeline.imagenet.source import ItemReader, open_source
+from pipeline.imagenet.source import open_source
 from pipeline.synthetic.dataset import class_wnids
 from pipeline.synthetic.drawing import class_words
 from tests.support.shard_fixtures import SAMPLE

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.imagenet.item_reader import ItemReader
 from pipeline.imagenet.listing import KEY_LIMIT, Listing
-from pipeline.imagenet.source import ItemReader, open_source, read_class_list
+from pipeline.imagenet.source import open_source, read_class_list
 from tests.pipeline.imagenet.case_files import SHARK, TENCH, jpeg, make_shards, tar_bytes, tree
 from tests.pipeline.imagenet.layout_files import error_of, file_of, tar_of
 

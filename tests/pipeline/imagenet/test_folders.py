@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.imagenet.source import ItemReader, open_source
+from pipeline.imagenet.item_reader import ItemReader
+from pipeline.imagenet.source import open_source
 
 
 def folders_of(root: Path, names: dict[str, list[str]]) -> Path:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.imagenet import parquet
+from pipeline.imagenet.item_reader import ItemReader
 from pipeline.imagenet.listing import Item
-from pipeline.imagenet.source import FIND_COLUMNS, ColumnNames, ItemReader, open_source
+from pipeline.imagenet.source import FIND_COLUMNS, ColumnNames, open_source
 from tests.pipeline.imagenet.layout_files import (
     FOREIGN_ORDER,
     WORDS,

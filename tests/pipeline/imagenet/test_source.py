@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.imagenet.source import LAYOUTS, ItemReader, open_source
+from pipeline.imagenet.item_reader import ItemReader
+from pipeline.imagenet.source import LAYOUTS, open_source
 from tests.pipeline.imagenet.layout_files import WNIDS, WORDS, Images, content, error_of, file_of
 
 

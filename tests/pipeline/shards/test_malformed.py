@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from pipeline.imagenet.source import open_source
-from pipeline.shards.build import ShardSettings, make_split
+from pipeline.shards.build import make_split
 from pipeline.shards.format import Manifest
+from pipeline.shards.settings import ResizeSettings, ShardSettings
 from pipeline.shards.transcode import (
     Encoded,
-    ResizeSettings,
     Undecodable,
     _decode_regular_jpeg,
     _decode_with_pillow,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.shards.transcode import ResizeSettings, Undecodable, _decode_regular_jpeg, decode, transcode
+from pipeline.shards.settings import ResizeSettings
+from pipeline.shards.transcode import Undecodable, _decode_regular_jpeg, decode, transcode
 from tests.support.image_files import encoded, photo
 
 PLAIN = ResizeSettings()

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from pipeline.imagenet.source import open_source
-from pipeline.shards.build import ShardSettings, TooManyQuarantined, make_split
-from pipeline.shards.transcode import ResizeSettings, Undecodable, decode
+from pipeline.shards.build import TooManyQuarantined, make_split
+from pipeline.shards.settings import ResizeSettings, ShardSettings
+from pipeline.shards.transcode import Undecodable, decode
 from pipeline.workers import IN_PROCESS, ignore
 from tests.support.shard_fixtures import drawn_jpeg
 

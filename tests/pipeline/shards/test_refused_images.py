@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.shards.transcode import MAX_PIXELS, ResizeSettings, Undecodable, transcode
+from pipeline.shards.settings import ResizeSettings
+from pipeline.shards.transcode import MAX_PIXELS, Undecodable, transcode
 from tests.support.image_files import encoded, photo
 
 PLAIN = ResizeSettings()
@@ -58,7 +59,8 @@ def webp_of_size(side: int) -> bytes:
 PEAK = """
 import re, sys
 from pathlib import Path
-from pipeline.shards.transcode import ResizeSettings, Undecodable, transcode
+from pipeline.shards.settings import ResizeSettings
+from pipeline.shards.transcode import Undecodable, transcode
 
 def peak_kb():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])

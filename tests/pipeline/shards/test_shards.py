@@ -21,14 +21,16 @@ import pytest
 import webdataset
 from nvidia.dali import fn, pipeline_def
 
+from pipeline.imagenet.item_reader import ItemReader
 from pipeline.imagenet.listing import Item, Items, Listing
-from pipeline.imagenet.source import ItemReader, open_source
+from pipeline.imagenet.source import open_source
 from pipeline.shards import build
-from pipeline.shards.build import ShardSettings, TooManyQuarantined, make_split, plan, run_jobs
+from pipeline.shards.build import TooManyQuarantined, make_split, plan, run_jobs
 from pipeline.shards.format import HASHED_MTIME_NS, WIDS_INDEX
 from pipeline.shards.job import ShardJob
 from pipeline.shards.reader import ShardSet, open_shards
-from pipeline.shards.transcode import ResizeSettings, transcode
+from pipeline.shards.settings import ResizeSettings, ShardSettings
+from pipeline.shards.transcode import transcode
 from pipeline.workers import IN_PROCESS, Workers, ignore, workers_of
 from tests.support.shard_fixtures import SHARD_SETTINGS, decoded
 

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.shards.transcode import (
-    ResizeSettings,
-    _decode_regular_jpeg,
-    _decode_with_pillow,
-    decode,
-    resize,
-    transcode,
-)
+from pipeline.shards.settings import ResizeSettings
+from pipeline.shards.transcode import _decode_regular_jpeg, _decode_with_pillow, decode, resize, transcode
 from tests.support.image_files import encoded, photo
 from tools.shared.resize_benchmark import lanczos_reference
 

@@ -12,9 +12,9 @@ import pytest
 from pipeline.imagenet.listing import Listing
 from pipeline.imagenet.source import open_source
 from pipeline.shards import build
-from pipeline.shards.build import ShardSettings, repair_split
+from pipeline.shards.build import repair_split
 from pipeline.shards.reader import ShardSet, open_shards
-from pipeline.shards.transcode import ResizeSettings
+from pipeline.shards.settings import ResizeSettings, ShardSettings
 from pipeline.shards.verify import Fault, verify
 from pipeline.workers import IN_PROCESS, ignore, workers_of
 from tests.support.shard_fixtures import SHARD_SETTINGS, write_set
