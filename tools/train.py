@@ -61,6 +61,7 @@ def arguments() -> argparse.ArgumentParser:
         default="stop",
         help="skip: use a substitute sample, validate without; default: stop",
     )
+    add("--check-crc", action="store_true", help="compare every image that is read with its CRC-32 in index.npy")
     add("--layout", choices=LAYOUTS, default="towers", help="towers: one tower on each rank; default: towers")
     add("--save-every", type=int, metavar="STEPS", help="save within an epoch too; default: at its end only")
     add("--hang-seconds", type=float, default=300.0, metavar="S", help="end the job if a rank hangs; default: 300")

@@ -7,9 +7,11 @@ a bad sample is a pure function of the shard set and the epoch's order, so it is
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.loader.jpeg_headers import FAULTS, header_faults
@@ -19,16 +21,36 @@ from pipeline.shards.reader import ShardSet
 REMEDY = "run make_shards into a new folder, which quarantines such images"
 
 
-def broken_headers(shards: ShardSet, ids: Ids) -> dict[int, str]:
+def broken_headers(shards: ShardSet, ids: Ids, jpegs: list[NDArray[np.uint8]]) -> dict[int, str]:
     """Finds the samples among `ids` (N,) whose JPEG header cannot be parsed or whose end is missing.
+
+    Args:
+        shards: their shard set.
+        ids: (N,) their ids.
+        jpegs: their encoded images.
 
     Returns:
         For each such sample id, the place (tar, byte offset, key) and the reason.
     """
     rows = shards.index[ids]
-    addresses = np.array([jpeg.ctypes.data for jpeg in shards.jpegs(ids)], np.uint64)
+    addresses = np.array([jpeg.ctypes.data for jpeg in jpegs], np.uint64)
     faults = header_faults(addresses, rows["size"], rows["width"], rows["height"])
     return {int(ids[row]): f"{shards.where(int(ids[row]))} ({FAULTS[faults[row]]})" for row in np.flatnonzero(faults)}
+
+
+def broken_images(
+    shards: ShardSet, ids: Ids, jpegs: list[NDArray[np.uint8]], check_crc: bool = False
+) -> dict[int, str]:
+    """Finds the samples that must not reach DALI; arguments and result are those of `broken_headers`.
+
+    With `check_crc` it also finds those whose bytes are not the ones that were written, by the CRC-32 in index.npy.
+    """
+    found = broken_headers(shards, ids, jpegs)
+    if check_crc:
+        for sample_id, jpeg, crc32 in zip(ids.tolist(), jpegs, shards.index["crc32"][ids].tolist(), strict=True):
+            if sample_id not in found and zlib.crc32(jpeg.data) != crc32:
+                found[sample_id] = f"{shards.where(sample_id)} (its CRC-32 is not the one in index.npy)"
+    return found
 
 
 def damaged(shards: ShardSet, ids: Ids) -> dict[int, str]:
@@ -37,8 +59,9 @@ def damaged(shards: ShardSet, ids: Ids) -> dict[int, str]:
     Returns:
         For each damaged sample id, the place (tar, byte offset, key) and the reason.
     """
-    found = broken_headers(shards, ids)
-    for sample_id, jpeg in zip(ids.tolist(), shards.jpegs(ids), strict=True):
+    jpegs = shards.jpegs(ids)
+    found = broken_headers(shards, ids, jpegs)
+    for sample_id, jpeg in zip(ids.tolist(), jpegs, strict=True):
         if sample_id in found:
             continue
         try:

@@ -70,7 +70,7 @@ def train_graph(settings: GraphSettings, stage: Stage = "full") -> Graph:
     with pipeline:
         jpeg, tags = _input("jpeg", types.UINT8, 1), _input("tags", types.INT64, 1)
         if stage == "read":
-            # The input alone would only pass pointers on; the copy reads every byte from the mapped files.
+            # The input alone would only pass pointers on; the copy reads every byte, as a decoder does.
             pipeline.set_outputs(fn.copy(jpeg), tags)
             return Graph(pipeline, ("jpeg", "tags"))
         crop = _decode(settings, jpeg, _input("origin", types.INT32, 1), CROP)
@@ -119,8 +119,7 @@ def _pipeline(settings: GraphSettings) -> Pipeline:
 
 
 def _input(name: str, dtype: types.DALIDataType, ndim: int) -> DataNode:
-    # no_copy: the encoded bytes stay in the memory-mapped tars. DALI keeps a reference to every array until it has
-    # been used.
+    # no_copy: DALI reads the arrays in place, so the loader keeps them until the batch is decoded.
     return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True)
 
 

@@ -1,14 +1,12 @@
 """The inputs of each batch: which samples are in it, what is drawn for them, and their encoded bytes, as DALI tensors.
 
-`TrainPlanner` prepares training batches, `ViewPlanner` evaluation batches. Encoded bytes are views of memory-mapped
-tars. The kernel is told to read them when a batch is prepared, several batches before DALI needs them. Just before DALI
-gets a batch, the header of every image is checked: one that cannot be parsed would end the process.
+`TrainPlanner` prepares training batches, `ViewPlanner` evaluation batches. The kernel is told to read the encoded bytes
+when a batch is prepared, several batches before DALI needs them. Just before DALI gets a batch, they are copied from
+the page cache and the header of every image is checked: one that cannot be parsed would end the process.
 """
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from pipeline.loader.augment import CROP, Floats, Mean, central_origin, draw, mean_of
-from pipeline.loader.bad_samples import REMEDY, broken_headers, damaged, first_few, substitute_for
+from pipeline.loader.bad_samples import REMEDY, broken_images, damaged, first_few, substitute_for
 from pipeline.loader.graphs import Graph, GraphSettings, train_graph, view_graph
 from pipeline.loader.order import Ids, batch_ids, evaluation_batches, steps_per_epoch, windowed_order
 from pipeline.loader.settings import READ_AHEAD_BATCHES, LoaderSettings, check_device
@@ -40,10 +38,11 @@ class BatchInputs:
         epoch: counts from 0.
         step: counts from 0 in each epoch.
         ids: (N,) the sample ids.
-        tensors: the graph's inputs by name (see `train_graph`).
+        tensors: the graph's inputs by name (see `train_graph`); without "jpeg" until the images are read.
         divisor: the number by which the images are divided.
         damaged: the samples of the batch that substitutes replace: for each id, its place and the reason.
         substituted: the rows of the substitutes.
+        jpegs: the encoded images. DALI reads this memory, so it must live until the batch is decoded.
     """
 
     epoch: int
@@ -53,6 +52,7 @@ class BatchInputs:
     divisor: float
     damaged: dict[int, str] = field(default_factory=dict)
     substituted: frozenset[int] = frozenset()
+    jpegs: tuple[NDArray[np.uint8], ...] = ()
 
 
 class BatchPlanner(ABC):
@@ -70,17 +70,19 @@ class BatchPlanner(ABC):
         self._rank, self._ranks = rank, ranks
         self._residual = mean_residual(basis, settings.mean)
 
-    def checked(self, batches: Generator[BatchInputs], check: bool = True) -> Generator[BatchInputs]:
-        """Yields `batches` with substitutes for images whose header is broken; without `check` as they are.
+    def with_images(self, batches: Generator[BatchInputs], check: bool = True) -> Generator[BatchInputs]:
+        """Yields `batches` with their encoded images, and with substitutes for images that `check` finds broken.
 
-        It stays `READ_AHEAD_BATCHES` behind `batches`. The kernel has then read the bytes, and the check does not wait.
+        It stays `READ_AHEAD_BATCHES` behind `batches`. The kernel has then read the bytes, and copying them waits for
+        no disk.
         """
-        unchecked = deque[BatchInputs]()
+        planned = deque[BatchInputs]()
         for batch in batches:
-            unchecked.append(batch)
-            if len(unchecked) > READ_AHEAD_BATCHES:
-                yield self._check(unchecked.popleft()) if check else unchecked.popleft()
-        yield from map(self._check, unchecked) if check else unchecked
+            planned.append(batch)
+            if len(planned) > READ_AHEAD_BATCHES:
+                yield self._with_images(planned.popleft(), check)
+        for batch in planned:
+            yield self._with_images(batch, check)
 
     def accept(self, batch: BatchInputs) -> None:
         """Records the damaged samples of a batch that the loader is about to return.
@@ -130,9 +132,13 @@ class BatchPlanner(ABC):
     def _graph(self, settings: GraphSettings) -> Graph:
         """A graph that decodes one batch."""
 
-    def _check(self, batch: BatchInputs) -> BatchInputs:
-        found = broken_headers(self._shards, batch.ids)
-        return self._with_substitutes(batch, found) if found else batch
+    def _with_images(self, batch: BatchInputs, check: bool = True) -> BatchInputs:
+        jpegs = self._shards.jpegs(batch.ids)
+        if check and (found := broken_images(self._shards, batch.ids, jpegs, self._settings.check_crc)):
+            return self._with_substitutes(batch, found)
+        # contiguous=False keeps a list of pointers; the default would copy all images once more.
+        tensors = {"jpeg": TensorListCPU([TensorCPU(jpeg) for jpeg in jpegs], contiguous=False), **batch.tensors}
+        return replace(batch, tensors=tensors, jpegs=tuple(jpegs))
 
     def _with_substitutes(self, batch: BatchInputs, found: dict[int, str]) -> BatchInputs:
         """The batch with substitutes for the samples `found`. `accept` decides later whether they are allowed."""
@@ -140,12 +146,12 @@ class BatchPlanner(ABC):
         before = batch.ids.tolist()
         ids = [substitute_for(self._shards, i, order) if i in found else i for i in before]
         rows = batch.substituted | {row for row, i in enumerate(before) if i in found}
-        changed = self._batch(batch.epoch, batch.step, np.array(ids))
+        changed = self._with_images(self._batch(batch.epoch, batch.step, np.array(ids)), check=False)
         return replace(changed, damaged=batch.damaged | found, substituted=rows)
 
     def _decodes(self, epoch: int, sample_id: int) -> bool:
         """Whether DALI can decode this epoch's crop of one sample, whose header is intact."""
-        batch = self._batch(epoch, 0, np.array([sample_id]))
+        batch = self._with_images(self._batch(epoch, 0, np.array([sample_id])), check=False)
         own = replace(graph_settings(self._settings, 1), queue_depth=1)
         on_cpu = replace(own, device="cpu", device_id=None)
         return all(self._runs(batch, settings) for settings in dict.fromkeys((own, on_cpu)))
@@ -163,7 +169,8 @@ class BatchPlanner(ABC):
 
     def _batch(self, epoch: int, step: int, ids: Ids) -> BatchInputs:
         arrays, divisor = self._arrays(epoch, ids)
-        return BatchInputs(epoch, step, ids, _tensors(self._shards, ids, arrays, self._residual), divisor)
+        self._shards.read_ahead(ids)
+        return BatchInputs(epoch, step, ids, _tensors(len(ids), arrays, self._residual), divisor)
 
 
 class TrainPlanner(BatchPlanner):
@@ -270,34 +277,12 @@ def _tags_and_origins(shards: ShardSet, ids: Ids, left: Ids, top: Ids) -> dict[s
     }
 
 
-def _tensors(shards: ShardSet, ids: Ids, arrays: dict[str, NDArray[Any]], residual: Floats) -> dict[str, TensorListCPU]:
-    """The encoded bytes, `arrays` and the residual as DALI's own tensor type.
+def _tensors(samples: int, arrays: dict[str, NDArray[Any]], residual: Floats) -> dict[str, TensorListCPU]:
+    """`arrays` and the residual as DALI's own tensor type.
 
     `feed_input` would make the same tensors of NumPy arrays, and takes twice the time for it.
     """
-    jpegs = [TensorCPU(jpeg) for jpeg in shards.jpegs(ids)]
-    _advise_read(np.array([jpeg.data_ptr() for jpeg in jpegs]), shards.index["size"][ids])
     tensors = {name: TensorListCPU(array) for name, array in arrays.items()}
-    # contiguous=False keeps a list of pointers. The default would copy all samples into one buffer: the encoded bytes
-    # out of the mapped tars, and the residual, 600 kB, once for every sample.
-    same_residual = TensorListCPU([TensorCPU(residual)] * len(ids), contiguous=False)
-    return {"jpeg": TensorListCPU(jpegs, contiguous=False), "residual": same_residual, **tensors}
-
-
-_madvise = ctypes.CDLL(None).madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-
-def _advise_read(addresses: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
-    """Asks the kernel to read exactly these parts of the mapped files in the background.
-
-    Without this advice a page fault reads the kernel's whole read-ahead window around each image, which was measured to
-    be 23 times as many bytes.
-
-    Args:
-        addresses: (N,) of the first byte of each part in this process's memory.
-        sizes: (N,) in bytes.
-    """
-    pages = addresses & -mmap.PAGESIZE  # madvise needs the start of a page
-    for page, length in zip(pages.tolist(), (addresses + sizes - pages).tolist(), strict=True):
-        _madvise(page, length, mmap.MADV_WILLNEED)  # the result is ignored: without the advice, reads are only slower
+    # contiguous=False keeps a list of pointers; the default would copy the residual, 600 kB, once for every sample.
+    same_residual = TensorListCPU([TensorCPU(residual)] * samples, contiguous=False)
+    return {"residual": same_residual, **tensors}

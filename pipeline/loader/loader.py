@@ -85,7 +85,7 @@ class TrainLoader:
             raise ValueError(f"start_step is {start_step}, but an epoch has {self.steps_per_epoch} steps")
         graph = partial(train_graph, graph_settings(settings, local_batch(settings.batch, ranks)))
         planner = TrainPlanner(shards, basis, settings, rank, ranks)
-        batches = planner.checked(planner.batches(start_epoch, start_step))
+        batches = planner.with_images(planner.batches(start_epoch, start_step))
         self._skipped = planner.skipped
         self._runner = Runner(graph, planner, batches, settings.queue_depth)
         self._to_batch = _BatchBuilder(basis, settings)
@@ -142,7 +142,7 @@ def view_loader(
         depth = min(dali.queue_depth, nonempty)  # a pipeline cannot start with fewer batches than its queue holds
         graph = partial(view_graph, replace(dali, queue_depth=depth), views)
         planner = ViewPlanner(shards, basis, settings, rank, ranks)
-        runner = Runner(graph, planner, planner.checked(planner.batches()), depth)
+        runner = Runner(graph, planner, planner.with_images(planner.batches()), depth)
         to_batch = _BatchBuilder(basis, settings)
         try:
             for _ in range(nonempty):
@@ -175,7 +175,7 @@ def stage_loader(
     graph = partial(train_graph, graph_settings(settings, settings.batch), stage)
     planner = TrainPlanner(shards, basis, settings)
     # A graph that decodes nothing cannot fail on a broken header, and must not skip a sample for it.
-    batches = planner.checked(planner.batches(0, start_step), check=stage != "read")
+    batches = planner.with_images(planner.batches(0, start_step), check=stage != "read")
     runner = Runner(graph, planner, batches, settings.queue_depth)
     try:
         while True:

@@ -57,8 +57,8 @@ class LoaderSettings:
     """How the loader works.
 
     These settings decide what is in a batch: batch, seed, lighting, lighting_until, mean, positions, order and
-    window_shards, and on_bad_sample if the set is damaged; on a GPU also hw_decoder_load. The others change only the
-    speed.
+    window_shards; if the set is damaged, on_bad_sample and check_crc, too; on a GPU also hw_decoder_load. The others
+    change only the speed.
 
     With hw_decoder_load above 0, DALI sorts the images of a rank's batch by area and gives the first ones to the GPU's
     JPEG engines, whose pixels differ slightly. Which decoder gets an image then depends on the other images, and so on
@@ -79,7 +79,8 @@ class LoaderSettings:
     positions: int = POSITIONS  # crop offsets in each direction: 33 in the released code, 32 in paper section 4.1
     order: Order = "global"  # "windowed" reads `window_shards` shards at a time, for sets larger than memory
     window_shards: int = 16  # batches mix classes as well as a uniform shuffle does (docs/loader.md)
-    on_bad_sample: OnBadSample = "stop"  # "skip" trains on a substitute sample; evaluation always stops
+    on_bad_sample: OnBadSample = "stop"  # "skip": training uses a substitute sample, evaluation leaves the sample out
+    check_crc: bool = False  # compare every image with its CRC-32 in index.npy
     max_bad_samples: int = 100  # each rank skips at most this many different samples, then stops
     hw_decoder_load: float = 0.0  # share of JPEGs for the GPU's decoder engines; 0: one decoder for all images
 

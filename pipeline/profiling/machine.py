@@ -48,6 +48,6 @@ def cpu_model_name() -> str:
 
 
 def memory_use() -> dict[str, int]:
-    """Memory now, in bytes: `resident` and `shared` of this process (mapped shards are shared), `available` in all."""
+    """Memory now, in bytes: `resident` and `shared` of this process (mapped files are shared), `available` in all."""
     own = psutil.Process().memory_info()
     return {"resident": own.rss, "shared": own.shared, "available": psutil.virtual_memory().available}

@@ -149,7 +149,6 @@ def drop_set(shards: ShardSet) -> None:
     Raises:
         ValueError: most of the set stays in memory.
     """
-    shards.unmap()  # the kernel keeps pages that are mapped
     drop_cache(shards.tars)
     share = known_cached_share(shards)
     if share is not None and share > MAX_COLD_SHARE:

@@ -1,9 +1,8 @@
-"""Opens a shard set, checks it against its manifest, and reads samples by their ids from memory-mapped tars."""
+"""Opens a shard set, checks it against its manifest, and reads samples by their ids."""
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +16,7 @@ import numpy as np
 from pipeline.files import sha256_of
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.shards.format import HASHED_MTIME_NS, INDEX, INDEX_DTYPE, Manifest, ShardRecord, repair_hint
+from pipeline.shards.tar_files import TarFiles
 from pipeline.shards.writer import mark_hashed
 from pipeline.workers import ProgressCallback
 
@@ -44,16 +44,30 @@ class ShardSet:
         return [self.folder / shard.name for shard in self.manifest.shards]
 
     @cached_property
-    def _mapped_tars(self) -> list[np.ndarray]:
-        """Every tar memory-mapped, as a uint8 vector. Mapped on first use, so each worker process maps its own."""
-        return [_map(tar) for tar in self.tars]
+    def _files(self) -> TarFiles:
+        """The open tars. Opened on first use, so each worker process opens its own."""
+        return TarFiles(self.tars, [shard.bytes for shard in self.manifest.shards])
 
     def jpegs(self, ids: np.ndarray) -> list[np.ndarray]:
-        """The encoded images of the samples `ids`: read-only uint8 vectors, views of the memory-mapped tars."""
-        tars = self._mapped_tars
+        """Reads the encoded images of the samples `ids`: read-only uint8 vectors.
+
+        Raises:
+            ValueError: a tar was truncated or removed, or cannot be read. The message names it.
+        """
+        return self._files.read(*self._places(ids))
+
+    def read_ahead(self, ids: np.ndarray) -> None:
+        """Asks the kernel to read the encoded images of the samples `ids` in the background, before `jpegs` does."""
+        self._files.advise(*self._places(ids))
+
+    def _places(self, ids: np.ndarray) -> tuple[list[int], list[int], list[int]]:
+        """Shard, byte offset and size of each sample's encoded image."""
         rows = self.index[ids]
-        shards, starts, sizes = rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist()
-        return [tars[s][o : o + n] for s, o, n in zip(shards, starts, sizes, strict=True)]
+        return rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist()
+
+    def __getstate__(self) -> dict[str, object]:
+        """What another process gets: it opens the tars itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "_files"}
 
     def part(self, ids: np.ndarray) -> ShardSet:
         """A set of these samples only, on the same files. Sample ids of the new set count from 0."""
@@ -61,14 +75,11 @@ class ShardSet:
         part.index = self.index[ids]
         return part
 
-    def unmap(self) -> None:
-        """Releases the memory maps of the tars; the next read maps them again."""
-        self.__dict__.pop("_mapped_tars", None)
-
     def key(self, sample_id: int) -> str:
         """The sample's key, read from the tar header in front of its bytes."""
         row = self.index[sample_id]
-        header = bytes(self._mapped_tars[row["shard"]][row["offset"] - tarfile.BLOCKSIZE : row["offset"]])
+        start = int(row["offset"]) - tarfile.BLOCKSIZE
+        header = self._files.read([int(row["shard"])], [start], [tarfile.BLOCKSIZE])[0].tobytes()
         return tarfile.TarInfo.frombuf(header, "ascii", "strict").name.removesuffix(".jpg")
 
     def where(self, sample_id: int) -> str:
@@ -150,8 +161,3 @@ def _check_tars(folder: Path, manifest: Manifest, progress: ProgressCallback) ->
             progress(shard.bytes)
             with suppress(OSError):  # a read-only folder: the tar is hashed again next time
                 mark_hashed(folder / shard.name, warn=False)
-
-
-def _map(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)

@@ -163,6 +163,7 @@ def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, ep
         positions=rules.crop_positions,
         order=args.order,
         on_bad_sample=args.on_bad_sample,
+        check_crc=args.check_crc,
         **speed,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from model.parallel.half_batches import whole_batches
 from model.parallel.ranks import no_mark
 from model.parallel.watchdog import Watchdog
 from model.recipe import PlateauState, learning_rates
-from model.trainer import Hooks, Interrupted, StepTimes, Trainer
+from model.trainer import Diverged, Hooks, Interrupted, StepTimes, Trainer
 from pipeline.loader.loader import Batch, view_loader
 from pipeline.profiling.clocks import StepClocks
 from pipeline.shards.reader import ShardSet
@@ -67,8 +67,8 @@ class TrainingRun:
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
         state = self._restored(model, optimizer, begin_from)
         if self.ranks.first:
-            due = state.step == job.loop.steps_per_epoch
-            self.folder.forget_after(state.optimizer_steps, validation_is_due=due)
+            # Logged but not in the checkpoint: the run ended between the two, and makes this validation again.
+            self.folder.forget_after(state.optimizer_steps, validation_is_due=state.val_error is None)
             print(describe(job, state))
         self.trainer = Trainer(model, optimizer, job.loop, state, TowerExchange(self.ranks, model))
 
@@ -104,7 +104,11 @@ class TrainingRun:
             closing(whole_batches(loader, self.ranks)) as batches,
             Progress("training", total, done=done, quiet=not self.ranks.first) as self._progress,
         ):
-            finished = self.trainer.fit(batches, self._hooks())
+            try:
+                finished = self.trainer.fit(batches, self._hooks())
+            except (ValueError, OSError):
+                self._save_before_the_error()
+                raise
             self._save(state)
             if finished:
                 finished = self._validated_at_the_end(state)
@@ -112,6 +116,16 @@ class TrainingRun:
                 title = f"skipped {len(bad)} damaged image{'s' * (len(bad) > 1)}:"
                 self._progress.say("\n  ".join([title, *bad]))
         return finished
+
+    def _save_before_the_error(self) -> None:
+        """Saves the steps before the input failed. Several ranks cannot: the others are in the middle of a step."""
+        state = self.trainer.state
+        if self.ranks.place.world > 1 or not state.optimizer_steps:
+            return
+        with suppress(Diverged):
+            self.trainer.settle()
+            self._save(state)
+            self._progress.say(f"saved after optimizer step {state.optimizer_steps:,}; then the input failed")
 
     def _validated_at_the_end(self, state: TrainState) -> bool:
         """Validates a run that ends within an epoch (--steps). Returns False if a signal stopped the validation."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.loader import inputs
-from pipeline.loader.bad_samples import broken_headers, damaged, substitute_for
+from pipeline.loader.bad_samples import broken_images, damaged, substitute_for
 from pipeline.loader.inputs import TrainPlanner
 from pipeline.loader.loader import TrainLoader, stage_loader, view_loader
 from pipeline.loader.settings import LoaderSettings
+from pipeline.shards.reader import ShardSet
 from tests.support.shard_fixtures import basis_of, sample, write_set
 
 SAMPLES, STEPS = 27, 3
@@ -36,11 +39,11 @@ def ends_unchecked():
     Otherwise no damage that the CPU decoder rejects would get past the check; another decoder may reject more.
     """
 
-    def without_ends(shards, ids):
-        return {i: place for i, place in broken_headers(shards, ids).items() if "end of the image" not in place}
+    def without_ends(*args):
+        return {i: place for i, place in broken_images(*args).items() if "end of the image" not in place}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs, "broken_headers", without_ends)
+        patch.setattr(inputs, "broken_images", without_ends)
         yield
 
 
@@ -200,10 +203,27 @@ def test_an_error_without_a_damaged_image_is_raised(damaged_set, basis, monkeypa
 
 def test_the_full_check_replaces_every_damaged_image(damaged_set, basis, monkeypatch):
     """With the header check as it is, no image without an end reaches DALI, whatever its crop."""
-    monkeypatch.setattr(inputs, "broken_headers", broken_headers)
+    monkeypatch.setattr(inputs, "broken_images", broken_images)
     batches, bad = take(damaged_set, basis, 4 * STEPS, skipping())
     assert not np.isin(np.concatenate([batch.ids for batch in batches]), list(BAD)).any()
     assert len(bad) == len(BAD)
+
+
+def test_the_crc_finds_a_change_that_no_decoder_sees(whole, basis, tmp_path):
+    """One bit of a scan: the image decodes, with other pixels. With `check_crc` the sample is named, or skipped."""
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "changed"))
+    row = whole.index[3]
+    with (folder / whole.manifest.shards[row["shard"]].name).open("r+b") as file:
+        file.seek(row["offset"] + row["size"] // 2)
+        value = file.read(1)[0] ^ 1
+        file.seek(-1, 1)
+        file.write(bytes([value]))
+    changed = ShardSet(folder, whole.manifest, whole.index, whole.manifest_sha256)
+    assert not take(changed, basis, 2 * STEPS, skipping())[1]
+    batches, bad = take(changed, basis, 2 * STEPS, skipping(check_crc=True))
+    assert not any(3 in batch.ids for batch in batches)
+    assert len(bad) == 1 and "its CRC-32 is not the one in index.npy" in bad[0]
+    assert not take(whole, basis, 2 * STEPS, skipping(check_crc=True))[1]
 
 
 def test_a_substitute_is_intact_and_half_an_epoch_away(damaged_set):

@@ -16,7 +16,8 @@ from pipeline.loader.settings import LoaderSettings
 def test_both_decoders_judge_a_sample(refusing: set[str], decodes: bool, monkeypatch: pytest.MonkeyPatch):
     own = GraphSettings(batch=1, device="cuda", device_id=0, threads=1, queue_depth=1, hw_decoder_load=0.0)
     monkeypatch.setattr(inputs, "graph_settings", lambda *_: own)
-    monkeypatch.setattr(TrainPlanner, "_batch", lambda *_: None)
+    for name in ("_batch", "_with_images"):
+        monkeypatch.setattr(TrainPlanner, name, lambda *_, **__: None)
 
     def runs(planner: TrainPlanner, batch: Any, settings: GraphSettings) -> bool:
         assert settings.device_id == (None if settings.device == "cpu" else 0)

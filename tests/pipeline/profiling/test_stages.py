@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.loader.loader import stage_loader
 from pipeline.loader.settings import LoaderSettings
+from pipeline.profiling import stages
 from pipeline.profiling.page_cache import cached_share, drop_cache
 from pipeline.profiling.stages import drop_set, measure_stages, stage_windows
 from pipeline.shards.reader import ShardSet
@@ -28,17 +29,14 @@ class Watched(ShardSet):
     def __init__(self, of: ShardSet) -> None:
         super().__init__(of.folder, of.manifest, of.index, of.manifest_sha256)
         self.first_reads: list[tuple[float, list[int]]] = []
+        self.fresh = False  # whether the next read belongs to a new window
 
-    def unmap(self) -> None:
-        """The next read belongs to a new window."""
-        super().unmap()
-        self.fresh = True
-
-    def jpegs(self, ids: np.ndarray) -> list[np.ndarray]:
-        """The bytes, unchanged."""
-        if self.__dict__.pop("fresh", False):
+    def read_ahead(self, ids: np.ndarray) -> None:
+        """The same, noted if it is the first of a window."""
+        if self.fresh:
+            self.fresh = False
             self.first_reads.append((cached_share(self.tars), self.index["offset"][ids].tolist()))
-        return super().jpegs(ids)
+        super().read_ahead(ids)
 
 
 def test_a_part_of_a_set_has_the_samples_of_its_ids(shards: ShardSet):
@@ -48,14 +46,22 @@ def test_a_part_of_a_set_has_the_samples_of_its_ids(shards: ShardSet):
     assert len(shards) == 24
 
 
-def test_cold_windows_start_cold_and_at_different_steps(shards: ShardSet, tmp_path: Path):
+def test_cold_windows_start_cold_and_at_different_steps(
+    shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The set is not in memory when a window starts, and no two windows start with the same batch."""
-    (tmp_path / "twin").mkdir()  # computing the basis of the set itself would leave it mapped
+    (tmp_path / "twin").mkdir()
     basis = basis_of(write_set(tmp_path / "twin", [sample(number) for number in range(24)]))
     drop_cache(shards.tars)
     if cached_share(shards.tars) > 0:
         pytest.skip("this file system keeps its cached pages")
     watched, counted = Watched(shards), []
+
+    def drop(tars: list[Path]) -> None:
+        drop_cache(tars)
+        watched.fresh = True
+
+    monkeypatch.setattr(stages, "drop_cache", drop)
     measured = measure_stages(watched, basis, SETTINGS, 0.01, 2, counted.append, cold=True)
     assert len(counted) == stage_windows(2)
     assert [share for share, _ in watched.first_reads] == [0.0] * 6
@@ -74,8 +80,8 @@ def test_a_stage_can_start_at_any_step(shards: ShardSet):
 
 
 def test_a_set_that_stays_in_memory_cannot_be_measured_cold(shards: ShardSet):
-    """The kernel keeps pages that another user of the set has mapped and read."""
-    other = shards.part(np.arange(24))
-    assert sum(int(jpeg.sum()) for jpeg in other.jpegs(np.arange(24)))
+    """The kernel keeps pages that another process has mapped and read."""
+    mapped = [np.memmap(tar, np.uint8, "r") for tar in shards.tars]
+    assert sum(int(tar.sum()) for tar in mapped)
     with pytest.raises(ValueError, match="stays in memory when dropped"):
         drop_set(shards)
