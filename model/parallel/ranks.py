@@ -1,4 +1,4 @@
-"""Communication between ranks. Every call of torch.distributed is in this module.
+"""Communication between ranks. Every call of torch.distributed is in this module, in `meeting` or in `watchdog`.
 
 A job has one or more ranks. A single rank holds both towers. Otherwise `model.parallel.mesh` places the ranks in a mesh
 (data, tower). Two kinds of messages cross:
@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
+from model.parallel.meeting import Meeting, meet
 from model.parallel.mesh import Place, RankLayout
 from model.parallel.stream_timer import StreamTimer
 from model.shapes import towers_of
@@ -64,6 +64,7 @@ class Ranks:
             that is summed counts once, with its own size.
         spans: time that the training stream spent waiting for other ranks, by kind.
         mark: called with the current activity, and at each new step with its number; a watchdog may listen.
+        meeting: exchanges texts with the other ranks, without a time limit.
         store: key-value store of the job; None for a single rank.
     """
 
@@ -73,6 +74,7 @@ class Ranks:
         self.sent: Counter[str] = Counter()
         self.spans = StreamTimer(self.device)
         self.mark: Callable[..., None] = no_mark
+        self.meeting = Meeting()
         self.store: Store | None = None
         self._activations_group: dist.ProcessGroup | None = None
         self._images_group: dist.ProcessGroup | None = None
@@ -88,24 +90,20 @@ class Ranks:
         """Whether tensors pass through host memory, because gloo does not move GPU tensors."""
         return self.backend == "gloo" and self.device.type == "cuda"
 
-    def join(self, timeout_s: float) -> None:
-        """Connects to the other ranks and builds the process groups; torchrun sets their address in the environment."""
-        place = self.place
-        found, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-        # torchrun keeps its store when it restarts failed ranks. A prefix for each attempt hides the old entries, with
-        # which a restarted rank would otherwise connect to processes that no longer exist.
-        store = PrefixStore(f"attempt {restarts()}", found)
-        assert (rank, world) == (place.rank, place.world)
+    def join(self, meeting: Meeting, timeout_s: float) -> None:
+        """Builds the process groups with the ranks of `meeting`."""
+        place, store = self.place, meeting.store
+        assert store is not None and (meeting.rank, meeting.world) == (place.rank, place.world)
         nccl = self.device.type == "cuda" and not self.shared_gpu  # NCCL refuses two ranks on one GPU
         self.backend = "nccl" if nccl else "gloo"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if nccl else "gloo",
             store=PrefixStore("groups", store),
-            rank=rank,
-            world_size=world,
+            rank=place.rank,
+            world_size=place.world,
             timeout=timedelta(seconds=timeout_s),
         )
-        self.store = store
+        self.meeting, self.store = meeting, store
         pairs = [list(range(first, first + place.tower_ranks)) for first in range(0, place.world, place.tower_ranks)]
         parts = [list(range(tower, place.world, place.tower_ranks)) for tower in range(place.tower_ranks)]
         self._data_group, self._activations_group = _own_group(parts, timeout_s), _own_group(pairs, timeout_s)
@@ -178,6 +176,17 @@ class Ranks:
         """Whether the flag is True on any rank."""
         return bool(self.largest(int(flag)))
 
+    def from_first(self, data: bytes) -> bytes:
+        """The first rank's `data`, on all ranks."""
+        if self.place.world == 1:
+            return data
+        message = torch.zeros(self.largest(len(data) if self.first else 0), dtype=torch.uint8)
+        if self.first and data:
+            message = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if len(message):
+            dist.broadcast(message, src=0)
+        return message.numpy().tobytes()
+
     def swap_row_counts(self, rows: int) -> int:
         """Sends a number of rows to the partner rank and returns the partner's number."""
         own, partners = torch.tensor([rows]), torch.empty(1, dtype=torch.int64)
@@ -229,7 +238,7 @@ def _own_group(members: list[list[int]], timeout_s: float) -> dist.ProcessGroup:
 SINGLE_RANK = Ranks()
 
 
-def start(layout: RankLayout, device: str, timeout_s: float) -> Ranks:
+def start(layout: RankLayout, device: str, timeout_s: float, meeting: Meeting | None = None) -> Ranks:
     """Connects the ranks that torchrun started; without torchrun, this process is a single rank.
 
     On CUDA every rank takes the GPU with its local number. If a machine has fewer GPUs than ranks, the ranks share them
@@ -239,11 +248,13 @@ def start(layout: RankLayout, device: str, timeout_s: float) -> Ranks:
         layout: how ranks divide towers and batch.
         device: "cpu" or "cuda". Without a CUDA device "cuda" gives a CPU rank; the data loader's settings reject it.
         timeout_s: how long a rank waits for another in an operation.
+        meeting: the ranks that have met already.
 
     Raises:
         ValueError: if the ranks cannot form tower pairs.
     """
-    place = Place.of(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), layout)
+    meeting = meeting or meet(timeout_s)
+    place = Place.of(meeting.rank, meeting.world, layout)
     if device == "cuda" and torch.cuda.is_available():
         gpus = torch.cuda.device_count()
         local_gpu = int(os.environ.get("LOCAL_RANK", 0)) % gpus
@@ -254,18 +265,18 @@ def start(layout: RankLayout, device: str, timeout_s: float) -> Ranks:
         ranks = Ranks(place, torch.device("cpu"))
         share_cores()
     if place.world > 1:
-        ranks.join(timeout_s)
+        ranks.join(meeting, timeout_s)
     return ranks
-
-
-def restarts() -> int:
-    """How often torchrun has restarted the ranks after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def ranks_here() -> int:
     """Number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def first_here() -> bool:
+    """Whether this is the first rank on this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def cores_here() -> int:

@@ -228,6 +228,9 @@ def stall_report(ranks: Ranks, shards: Path, folder: Path, slow_s: float = 0.0) 
     from tools.shared.stall_report import STALL, Trained, report
 
     class Disk(ShardSet):
+        def read_ahead(self, ids: Any) -> None:
+            time.sleep(slow_s * ranks.place.rank)
+
         def jpegs(self, ids: Any) -> list[Any]:
             time.sleep(slow_s * ranks.place.rank)
             return super().jpegs(ids)

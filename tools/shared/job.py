@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from model import checkpoint
-from model.parallel.ranks import Ranks, cores_here, ranks_here
+from model.parallel.ranks import Ranks, cores_here, first_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
 from model.runs import RunFolder
 from model.shapes import NetSpec
@@ -115,7 +115,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
     if args.resume_from and ranks.first and (faults := checkpoint.faults(args.resume_from)):
         raise ValueError("; ".join(faults))
-    shards, val = _open_both(args, ranks)
+    shards, val = _open_both(args)
     epochs = rules.epochs if args.epochs is None else args.epochs
     loader = _loader_settings(args, device, rules, epochs)
     local_batch(loader.batch, ranks.place.world)  # raises ValueError if the ranks cannot share the batch evenly
@@ -136,8 +136,8 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     )
 
 
-def _open_both(args: argparse.Namespace, ranks: Ranks) -> tuple[ShardSet, ShardSet | None]:
-    with Progress("hashing tars", None, "B", quiet=not ranks.first) as progress:
+def _open_both(args: argparse.Namespace) -> tuple[ShardSet, ShardSet | None]:
+    with Progress("hashing tars", None, "B", quiet=not first_here()) as progress:
         shards = open_shards(args.shards, progress)
         val = open_shards(args.val, progress) if args.val else None
     if val is not None and val.manifest.classes != shards.manifest.classes:

@@ -7,9 +7,9 @@ import json
 import platform
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from model.parallel.ranks import Ranks
+from model.parallel.meeting import Meeting, OtherRankEnded
 
 # Options that may differ between ranks: paths of a machine, its speed, and what only the first rank reads.
 MAY_DIFFER = {"shards", "val", "runs", "device", "threads", "tuned", "resume"}
@@ -17,54 +17,56 @@ MAY_DIFFER = {"shards", "val", "runs", "device", "threads", "tuned", "resume"}
 Result = TypeVar("Result")
 
 
-def first_rank_first(ranks: Ranks, action: Callable[[], Result]) -> Result:
-    """Calls `action` on the first rank, and on the others once it has succeeded there.
+def first_rank_first(meeting: Meeting, action: Callable[[], Result]) -> Result:
+    """Calls `action` on the first rank, and then on the others. No rank waits with a time limit.
 
     If it fails on the first rank, that rank raises the error and all others exit with 2 in silence: one mistake of the
-    user gives one message.
+    user gives one message. If it fails on another rank, that rank raises, and the first one is silent.
     """
-    if not ranks.first:
-        if ranks.any(False):
+    result: Result | None = None
+    for turn_of_first in (True, False):
+        error: Exception | None = None
+        if meeting.first == turn_of_first:
+            try:
+                result = action()
+            except (ValueError, OSError) as caught:
+                error = caught
+            except BaseException:
+                meeting.give_up()
+                raise
+        failed = "failed" in meeting.exchange("failed" if error else "done")
+        if error:
+            raise error
+        if failed:
             sys.exit(2)
-        return action()
-    try:
-        result = action()
-    except (ValueError, OSError):
-        ranks.any(True)
-        raise
-    ranks.any(False)
-    return result
+    return cast(Result, result)
 
 
-def require_same_options(ranks: Ranks, args: argparse.Namespace) -> None:
+def require_same_options(meeting: Meeting, args: argparse.Namespace) -> None:
     """Compares the options of all ranks; arguments and errors are those of `require_same`."""
     values = {f"--{name.replace('_', '-')}": value for name, value in vars(args).items() if name not in MAY_DIFFER}
-    require_same(ranks, "options", values | {"--val": "given" if args.val else "not given"})
+    require_same(meeting, "options", values | {"--val": "given" if args.val else "not given"})
 
 
-def require_same(ranks: Ranks, what: str, values: dict[str, Any]) -> None:
+def require_same(meeting: Meeting, what: str, values: dict[str, Any]) -> None:
     """Compares values of all ranks before any of them could make a rank wait for another that never comes.
 
     Args:
-        ranks: this rank among the others.
-        what: "options" or "data"; different in each call.
+        meeting: this rank among the others.
+        what: "options" or "data", for the message.
         values: this rank's values by name, as the user knows it.
 
     Raises:
         ValueError: on the first rank, if a value differs: its name, both values and where they are. The other ranks
             exit with 2 in silence.
     """
-    if ranks.store is None:
-        return
     own = {name: str(value) for name, value in values.items()}
-    ranks.store.set(f"{what}/{ranks.place.rank}", json.dumps({"host": platform.node(), "values": own}))
-    found = {rank: json.loads(ranks.store.get(f"{what}/{rank}")) for rank in range(ranks.place.world)}
-    ranks.any(False)  # the rank that hosts the store must not end before all have read it
-    first = found[0]
-    for rank, other in found.items():
+    texts = meeting.exchange(json.dumps({"host": platform.node(), "values": own}))
+    first, *others = (json.loads(text) for text in texts)
+    for rank, other in enumerate(others, 1):
         for name, value in first["values"].items():
             if other["values"].get(name) != value:
-                if not ranks.first:
+                if not meeting.first:
                     sys.exit(2)
                 here, there = f"rank 0 ({first['host']})", f"rank {rank} ({other['host']})"
                 raise ValueError(
@@ -78,4 +80,9 @@ def is_lost_connection(error: RuntimeError) -> bool:
     from torch.distributed import DistError
 
     text = str(error)
-    return isinstance(error, DistError) or "gloo" in text or "Connection closed" in text or "NCCL" in text
+    return (
+        isinstance(error, (DistError, OtherRankEnded))
+        or "gloo" in text
+        or "Connection closed" in text
+        or "NCCL" in text
+    )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
 
 import torch
 
 from model import checkpoint
-from model.parallel.ranks import Ranks, restarts, start
+from model.parallel.meeting import meet, restarts
+from model.parallel.mesh import Place
+from model.parallel.ranks import Ranks, start
 from model.run_lock import RunLock
 from model.runs import CONFIG, LOCK, LOG
 from model.trainer import Diverged
@@ -30,35 +34,38 @@ def train_from_arguments(args: argparse.Namespace) -> int:
     """Runs tools/train.py with its parsed arguments on this rank and returns the exit code."""
     device: Device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Twice as long as the watchdog's limit: the watchdog ends a hanging job first, and its message names the rank.
-    ranks = start(args.layout, device, timeout_s=2 * max(args.hang_seconds, SHORTEST_HANG_S))
+    timeout_s = 2 * max(args.hang_seconds, SHORTEST_HANG_S)
+    meeting = meet(timeout_s)
     try:
-        return _train(args, device, ranks)
+        require_same_options(meeting, args)  # first: another --layout would build other process groups
+        first_rank_first(meeting, lambda: Place.of(meeting.rank, meeting.world, args.layout))
+        return _train(args, device, start(args.layout, device, timeout_s, meeting))
     except RuntimeError as error:
-        if ranks.place.world == 1 or not is_lost_connection(error) or os.environ.get("TRACEBACK"):
+        if meeting.world == 1 or not is_lost_connection(error) or os.environ.get("TRACEBACK"):
             raise
-        print(f"train.py: rank {ranks.place.rank}: another rank ended; its own message says why", file=sys.stderr)
+        print(f"train.py: rank {meeting.rank}: another rank ended; its own message says why", file=sys.stderr)
         return 1
 
 
 def _train(args: argparse.Namespace, device: Device, ranks: Ranks) -> int:
-    require_same_options(ranks, args)
-    job = first_rank_first(ranks, lambda: resolve(args, device, ranks))
+    meeting = ranks.meeting
+    job = first_rank_first(meeting, lambda: resolve(args, device, ranks))
     sets = {"train": job.shards.manifest_sha256, "val": job.val.manifest_sha256 if job.val else None}
-    require_same(ranks, "data", {f"manifest of the {name} set": digest for name, digest in sets.items()})
+    require_same(meeting, "data", {f"manifest of the {name} set": digest for name, digest in sets.items()})
     with ExitStack() as stack:
-        if ranks.first:
-            first_rank_first(ranks, lambda: stack.enter_context(RunLock(job.folder.path / LOCK)))
-        else:
-            first_rank_first(ranks, lambda: None)
+        lock: AbstractContextManager[Any] = RunLock(job.folder.path / LOCK) if ranks.first else nullcontext()
+        first_rank_first(meeting, lambda: stack.enter_context(lock))
         signals = stack.enter_context(StopSignals())
-        changed = first_rank_first(ranks, lambda: _begin(args, job) if ranks.first else [])
+        changed = first_rank_first(meeting, lambda: _begin(args, job) if ranks.first else [])
         stack.enter_context(logged(job.folder.path / LOG if ranks.first else None))
         for line in changed:
             print(f"changed    {line}")
         if ranks.any(not (job.folder.path / CONFIG).is_file()) and ranks.first:
-            found = "not all ranks see this run folder, so only ranks on this machine can resume the run"
-            warn(f"{job.folder.path}: {found}; put --runs on a file system that all ranks share")
-        begin_from = first_rank_first(ranks, lambda: choose_checkpoint(job) if ranks.first else job.resume_from)
+            warn(
+                f"{job.folder.path}: not all ranks see this run folder; only rank 0 writes to it, so to resume, start "
+                f"rank 0 on {platform.node()} again, or put --runs on a file system that all ranks share"
+            )
+        begin_from = first_rank_first(meeting, lambda: choose_checkpoint(job) if ranks.first else job.resume_from)
         run = TrainingRun(job, signals, begin_from)
         code = train_and_report(run)
         if run.ranks_apart:  # they may wait for one another for ever

@@ -15,6 +15,7 @@ import torch
 from model import checkpoint
 from model.alexnet import AlexNet
 from model.checkpoint import TrainState
+from model.checkpoint_copy import seen_by_all
 from model.device_clock import DeviceTimes
 from model.evaluation import Scores, evaluate
 from model.optim import Momentum2012
@@ -79,10 +80,8 @@ class TrainingRun:
             path = checkpoint.named(self.folder.checkpoints, self.ranks.largest(own))
         if path is None:
             return TrainState.start()
-        if not (path / checkpoint.STATE).is_file():
-            found = f"rank {self.ranks.place.rank} does not see this checkpoint, from which rank 0 resumes"
-            raise ValueError(f"{path}: {found}; put --runs on a file system that all ranks share")
-        return checkpoint.restore(path, model, optimizer, self.job.loop.seed)
+        with seen_by_all(path, self.ranks) as seen:
+            return checkpoint.restore(seen, model, optimizer, self.job.loop.seed)
 
     def say(self, line: str) -> None:
         """Prints a line on the first rank."""
