@@ -21,7 +21,7 @@ from pipeline.diagnosis.tuning import load_tuned
 from pipeline.loader.augment import Lighting
 from pipeline.loader.loader import TrainLoader
 from pipeline.loader.order import local_batch, steps_per_epoch
-from pipeline.loader.settings import Device, LoaderSettings, check_device, default_threads
+from pipeline.loader.settings import Device, LoaderSettings, check_decoder, check_device, default_threads
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet, open_shards
 from tools.shared.cli import Progress
@@ -88,6 +88,7 @@ class Job:
                 "seed": self.loop.seed,
                 "epochs": self.loop.epochs,
                 "precision": self.loop.precision,
+                "decoding": decoding(self.loader, self.ranks.place.world),
                 "train_manifest_sha256": self.shards.manifest_sha256,
                 "eigenvalues": self.basis.eigenvalues.tolist(),
             },
@@ -148,6 +149,7 @@ def _open_both(args: argparse.Namespace, ranks: Ranks) -> tuple[ShardSet, ShardS
 
 def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, epochs: int) -> LoaderSettings:
     """Settings of speed come from `--threads` if given, otherwise from `--tuned` if given, otherwise from defaults."""
+    check_decoder(device, args.hw_decoder_load)
     speed = {"threads": default_loader_threads()}
     if args.tuned:
         speed |= load_tuned(args.tuned)
@@ -163,8 +165,16 @@ def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, ep
         positions=rules.crop_positions,
         order=args.order,
         on_bad_sample=args.on_bad_sample,
+        hw_decoder_load=args.hw_decoder_load or 0.0,
         **speed,
     )
+
+
+def decoding(loader: LoaderSettings, ranks: int) -> dict[str, Any]:
+    """Returns what decides which decoder gets an image: the share of the JPEG engines and, if it is not 0, the number
+    of ranks, because DALI divides the batch of each rank."""
+    share = loader.hw_decoder_load
+    return {"hw_decoder_load": share} | ({"ranks": ranks} if share else {})
 
 
 def default_loader_threads() -> int:

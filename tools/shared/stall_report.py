@@ -39,6 +39,7 @@ from pipeline.profiling.windows import TrainerUnderTest, measure_supply, measure
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 from tools.shared.cli import cores
+from tools.shared.jpeg_engines import with_engines_watched
 
 REPORT = "report.html"
 REPLAYED_BATCHES = 4  # enough that none stays in a processor's cache
@@ -138,7 +139,7 @@ def say(ranks: Ranks, text: str) -> None:
 def measure_run(run: Trained, clocks: StepClocks) -> Findings:
     """Measures supply, demand and both together in turn, and diagnoses them."""
     ranks, place, group = run.ranks, run.ranks.place, RanksGroup(run.ranks)
-    here = local_stages(run)
+    here, decoding = with_engines_watched(ranks.device, run.loader_settings, partial(local_stages, run))
     stages = here.over_ranks(group)
     subject, swapped = trainer_under_test(run.trainer, run.loader_settings.batch), stages.full.img_s
     discard = run.loader_settings.prefetched_batches + place.is_pair  # swapping halves prefetches one batch more
@@ -160,6 +161,7 @@ def measure_run(run: Trained, clocks: StepClocks) -> Findings:
             "machine": describe_machine(),
             "settings": asdict(run.loader_settings),
             "manifest_sha256": run.shards.manifest_sha256,
+            **decoding,
         },
         clocks=clocks if clocks.steps else None,  # none if the report of a complete run is made later
         swapped=swapped,
