@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from model import checkpoint
+from model.parallel.half_batches import swaps_crops
 from model.parallel.ranks import Ranks, cores_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
 from model.runs import RunFolder
@@ -70,7 +71,8 @@ class Job:
     def local_loader(self, epoch: int = 0, step: int = 0) -> TrainLoader:
         """Returns a loader of the rows that this rank decodes, from `step` of `epoch` on."""
         place = self.ranks.place
-        return TrainLoader(self.shards, self.basis, self.loader, epoch, step, place.rank, place.world)
+        crops_only = swaps_crops(self.ranks)
+        return TrainLoader(self.shards, self.basis, self.loader, epoch, step, place.rank, place.world, crops_only)
 
     def config(self) -> dict[str, Any]:
         """Returns the content of config.json: the settings that decide the losses, and where the run was started.

@@ -20,7 +20,7 @@ import torch
 from model.batch import Batch
 from model.dropout import DropoutDraws
 from model.parallel.exchange import step_bytes
-from model.parallel.half_batches import whole_batches
+from model.parallel.half_batches import swaps_crops, whole_batches
 from model.parallel.ranks import Ranks, ranks_here
 from model.runs import STALL, write_atomically
 from model.trainer import Trainer, train_step, wait_for
@@ -144,8 +144,15 @@ def measure_run(run: Trained, clocks: StepClocks) -> Findings:
     subject, swapped = trainer_under_test(run.trainer, run.loader_settings.batch), stages.full.img_s
     discard = run.loader_settings.prefetched_batches + place.is_pair  # swapping halves prefetches one batch more
     with (
-        TrainLoader(run.shards, run.basis, run.loader_settings, rank=place.rank, ranks=place.world) as loader,
-        closing(whole_batches(loader, ranks)) as batches,
+        TrainLoader(
+            run.shards,
+            run.basis,
+            run.loader_settings,
+            rank=place.rank,
+            ranks=place.world,
+            crops_only=swaps_crops(ranks),
+        ) as loader,
+        closing(whole_batches(loader, ranks, finish=loader.finish)) as batches,
     ):
         replayed = [next(batches) for _ in range(REPLAYED_BATCHES)]
         if place.is_pair:
@@ -226,7 +233,8 @@ def ranks_record(run: Trained, loader: LoaderThroughput, steps: int, waits_s: di
         bytes that a step of rank 0 sends, by kind; `swap_s`: seconds that swapping halves adds to a batch.
     """
     ranks, model, batch = run.ranks, run.trainer.model, run.loader_settings.batch
-    crossing = step_bytes(ranks.place, model.spec, model.recipe, batch, run.trainer.settings.precision)
+    precision, crops = run.trainer.settings.precision, swaps_crops(ranks)
+    crossing = step_bytes(ranks.place, model.spec, model.recipe, batch, precision, crops)
     waits = {what: waits_s.get(what, 0.0) / steps for what in WAITED_FOR if SENT_KINDS[what] in crossing}
     return {
         "ranks": {**asdict(ranks.place), "backend": ranks.backend, "shared_gpu": ranks.shared_gpu},
