@@ -245,7 +245,7 @@ def graph_settings(settings: LoaderSettings, batch: int, shards: ShardSet) -> Gr
     """
     check_device(settings.device)
     device_id = torch.cuda.current_device() if settings.device == "cuda" else None
-    used = settings.device == "cuda" and settings.hw_decoder_load > 0 and len(shards.index) > 0
+    used = settings.device == "cuda" and settings.preallocate and settings.hw_decoder_load > 0 and len(shards.index) > 0
     width, height = (int(shards.index[side].max()) if used else 0 for side in ("width", "height"))
     return GraphSettings(
         batch=batch,

@@ -103,6 +103,7 @@ class LoaderSettings:
     on_bad_sample: OnBadSample = "stop"  # "skip" trains on a substitute sample; evaluation always stops
     max_bad_samples: int = 100  # each rank skips at most this many different samples, then stops
     hw_decoder_load: float = 0.0  # share of JPEGs for the GPU's decoder engines; 0: one decoder for all images
+    preallocate: bool = True  # give these engines memory for the set's largest image at the start
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "queue_depth", "window_shards", "max_bad_samples"):

@@ -152,7 +152,7 @@ def _open_both(args: argparse.Namespace, ranks: Ranks) -> tuple[ShardSet, ShardS
 def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, epochs: int) -> LoaderSettings:
     """Settings of speed come from `--threads` if given, otherwise from `--tuned` if given, otherwise from defaults."""
     check_decoder(device, args.hw_decoder_load)
-    speed = {"threads": default_loader_threads()}
+    speed: dict[str, Any] = {"threads": default_loader_threads()}
     if args.tuned:
         speed |= load_tuned(args.tuned)
     if args.threads is not None:
