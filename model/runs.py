@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from model.files import write_atomically as write_atomically  # "as": also impor
 CONFIG, METRICS, STALL, LOG, LOCK = "config.json", "metrics.jsonl", "stall.json", "train.log", "run.lock"
 LONGEST_VALUE = 40  # characters of a setting in a message
 ELSE = "choose another --run-name NAME"
+ACCEPT = {"decoding": "add --accept-decoder-change, "}  # how to continue with another value after all
 
 
 class RunFolder:
@@ -32,13 +34,14 @@ class RunFolder:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def begin(self, config: dict[str, Any], resume: bool) -> list[str]:
+    def begin(self, config: dict[str, Any], resume: bool, accepted: Collection[str] = ()) -> list[str]:
         """Creates the folder, or opens it again.
 
         Args:
             config: written to config.json. Its entry `must_match` holds everything that changes the numbers; a resumed
                 run must have the same. A change of an entry of `may_change` is recorded in the entry `changes`.
             resume: whether an existing run may be continued.
+            accepted: entries of `must_match` that may differ. Their changes are recorded like those of `may_change`.
 
         Returns:
             A line for each setting that changed.
@@ -58,11 +61,12 @@ class RunFolder:
         found = self.config()
         required = json.loads(json.dumps(config["must_match"]))
         for name, value in required.items():
-            if found["must_match"].get(name) != value:
+            if name not in accepted and found["must_match"].get(name) != value:
                 change = f"{name} {difference(found['must_match'].get(name), value)}"
-                raise ValueError(f"{self.path}: begun with {change}; resume with the same, or {ELSE}")
+                same = f"resume with the same, {ACCEPT.get(name, '')}or {ELSE}"
+                raise ValueError(f"{self.path}: begun with {change}; {same}")
         self.metrics()
-        return self._record_changes(found, config.get("may_change", {}))
+        return self._record_changes(found, config.get("may_change", {}), {name: required[name] for name in accepted})
 
     def _refuse_lost_config(self) -> None:
         for name in (METRICS, self.checkpoints.name):
@@ -70,14 +74,15 @@ class RunFolder:
             if there.is_file() or (there.is_dir() and any(there.iterdir())):
                 raise ValueError(f"{self.path / CONFIG}: missing, but {name} of a run is there; restore it, or {ELSE}")
 
-    def _record_changes(self, found: dict[str, Any], now: dict[str, Any]) -> list[str]:
-        before = found.get("may_change", {})
+    def _record_changes(self, found: dict[str, Any], may_change: dict[str, Any], accepted: dict[str, Any]) -> list[str]:
+        before, now = found["must_match"] | found.get("may_change", {}), may_change | accepted
         changed = [name for name, value in now.items() if before.get(name) != value]
         if not changed:
             return []
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         changes = [{"when": when, "setting": name, "was": before.get(name), "now": now[name]} for name in changed]
-        found |= {"may_change": now, "changes": [*found.get("changes", []), *changes]}
+        found |= {"may_change": may_change, "changes": [*found.get("changes", []), *changes]}
+        found["must_match"] = found["must_match"] | accepted
         write_atomically(self.path / CONFIG, json.dumps(found, indent=1) + "\n")
         return [f"{name} {_short(before.get(name))}, now {_short(now[name])}" for name in changed]
 

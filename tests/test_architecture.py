@@ -69,6 +69,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/loader/graphs": {"nvidia"},
     "pipeline/loader/inputs": {"numpy", "nvidia", "torch"},
     "pipeline/loader/loader": {"numpy", "torch"},
+    "pipeline/loader/normalise": {"numpy", "torch"},
     "pipeline/loader/reference": {"numpy", "PIL"},
     "pipeline/loader/runner": {"torch"},
     "pipeline/loader/settings": {"torch"},

@@ -137,6 +137,10 @@ def test_every_service_has_its_mounts_and_its_stage():
         assert service["user"] == "1000:1000" and service["init"]
     ignored = (ROOT / ".gitignore").read_text().split()
     assert {"/data/", "/runs/", "/.env"} <= set(ignored)
+    override = re.sub("!reset", "", OVERRIDE.read_text())
+    without = {name: found["environment"] for name, found in yaml.safe_load(override)["services"].items()}
+    # An image that announces GPUs would otherwise make training fail: none of them can be used here.
+    assert without == {name: {"NVIDIA_VISIBLE_DEVICES": "void"} for name in found.keys() - {"folders"}}
     unreserved = set(re.findall(r"^  (\w+):\n    deploy: !reset", OVERRIDE.read_text(), flags=re.MULTILINE))
     assert unreserved == {name for name, service in found.items() if "deploy" in service}
 
@@ -155,6 +159,30 @@ def test_the_image_copies_what_exists_and_dockerignore_allows():
         assert (ROOT / path).exists(), path
     (default,) = instructions("ARG")
     assert default == f"BASE={services({})['train']['build']['args']['BASE']}"
+
+
+def pins(name: str) -> dict[str, str]:
+    """Versions by package name; every line of a constraints file is an exact version."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    found = [re.fullmatch(r"([\w.-]+)==([\w.!+]+)", line) for line in lines]
+    assert all(found), lines
+    return {re.sub("[-_.]+", "-", pin[1].lower()): pin[2] for pin in found if pin}
+
+
+def test_both_constraints_files_agree_and_pin_what_cuda_adds():
+    """Both are used together, wherever the environment is installed."""
+    always, cuda = pins("constraints.txt"), pins("constraints-cuda.txt")
+    assert all(always[name] == cuda[name] for name in always.keys() & cuda.keys())
+    assert {"cuda-bindings", "cuda-toolkit", "nvidia-cudnn-cu13", "nvidia-nccl-cu13", "setuptools", "triton"} <= set(
+        cuda
+    )
+    (build,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert build == f"setuptools=={cuda['setuptools']}"
+    (install,) = (line for line in instructions("RUN") if "pip install" in line)
+    (make,) = re.findall(r"pip install .*--editable.*", (ROOT / "Makefile").read_text())
+    for command in (install, make):
+        assert re.findall(r"--constraint (\S+)", command) == ["constraints.txt", "constraints-cuda.txt"]
+    assert {"constraints.txt", "constraints-cuda.txt"} <= set(copied())
 
 
 def test_the_image_installs_what_the_project_depends_on():

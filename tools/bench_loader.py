@@ -55,6 +55,7 @@ def parse() -> argparse.Namespace:
     add("--device", choices=["cpu", "cuda"], help="where images are decoded and augmented; default: cpu")
     add("--batch", type=int, metavar="N", help="images of a batch; default: 128")
     add("--threads", type=int, metavar="N", help="threads of the loader; default: one more than cores, at most 8")
+    add("--hw-decoder-load", type=float, metavar="SHARE", help="of JPEGs for a GPU's JPEG engines; default: 0")
     add("--order", choices=get_args(Order), help="of samples; windowed reads few shards at a time; default: global")
     add("--cold", action="store_true", help="drop the set from the page cache before every window")
     add("--seconds", type=float, default=5.0, metavar="S", help="length of a window; default: %(default)g")
@@ -106,7 +107,7 @@ def main() -> int:
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Raises ValueError if an option has a value that it cannot have."""
-    from pipeline.loader.settings import LoaderSettings, check_device
+    from pipeline.loader.settings import LoaderSettings, check_decoder, check_device
     from pipeline.profiling.windows import EmulatedTrainer
 
     if arguments.demand is not None:
@@ -118,6 +119,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     if not arguments.seconds > 0:
         raise ValueError(f"--seconds {arguments.seconds:g}, expected more than 0")
     check_device(arguments.device or LoaderSettings.device)
+    check_decoder(arguments.device or LoaderSettings.device, arguments.hw_decoder_load)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def open_bench(arguments: argparse.Namespace) -> LoaderBench:
 
     shards = open_shards(arguments.shards)
     basis = rgb_pca.load_for(shards, arguments.eigenbasis)
-    given = {name: getattr(arguments, name) for name in ("device", "batch", "threads", "order")}
+    given = {name: getattr(arguments, name) for name in ("device", "batch", "threads", "hw_decoder_load", "order")}
     settings = LoaderSettings(**{name: value for name, value in given.items() if value is not None})
     return LoaderBench(shards, basis, settings, arguments.seconds)
 
@@ -298,26 +300,30 @@ def read_once(shards: ShardSet) -> None:
 
 def tune_for(bench: LoaderBench, demand: float) -> dict[str, Any]:
     """Searches settings for the demand and prints the trials; returns the record for --tune's file."""
+    from pipeline.diagnosis import tuning
     from pipeline.diagnosis.stored_shape import has_whole_images
-    from pipeline.diagnosis.tuning import choices, paced_throughput, speed_settings, tune
     from pipeline.profiling.stages import STAGE_ROUNDS
 
     def measure(candidates: Mapping[str, LoaderSettings]) -> dict[str, float]:
-        return paced_throughput(bench.shards, bench.basis, candidates, demand, bench.window_s, progress)
+        return tuning.paced_throughput(bench.shards, bench.basis, candidates, demand, bench.window_s, progress)
 
-    options = choices(bench.settings, cores())
-    with Progress("tuning", STAGE_ROUNDS * sum(map(len, options.values())), "windows") as progress:
-        best, trials = tune(bench.settings, options, measure)
-    for trial in trials:
+    options, shares = tuning.choices(bench.settings, cores()), tuning.decoder_shares(bench.settings)
+    with Progress("tuning", STAGE_ROUNDS * sum(map(len, (*options.values(), shares))), "windows") as progress:
+        best, trials = tuning.tune(bench.settings, options, measure)
+        decoders = tuning.compare_decoders(best, measure)
+    for trial in (*trials, *decoders):
         print(f"tune       {format_settings(trial.settings)}: {trial.img_s:,.0f} img/s")
-    tuned = {"settings": speed_settings(best), "demand": demand, "trials": [asdict(trial) for trial in trials]}
+    if decoders:
+        print(f"tune       {tuning.DECODERS_DIFFER}")
+    tuned: dict[str, Any] = {"settings": tuning.speed_settings(best), "demand": demand}
+    tuned |= {"trials": [asdict(trial) for trial in trials], "decoders": [asdict(trial) for trial in decoders]}
     if has_whole_images(bench.shards):
         shapes = stored_shapes(replace(bench, settings=best))
         print(f"tune       {shapes}")
         if shapes.needed(demand):
             print("tune       this demand requires squares: run make_shards.py SOURCE OUT --stored square")
         tuned["stored_shape"] = asdict(shapes)
-    print(f"tuned      {format_settings(speed_settings(best))}\n")
+    print(f"tuned      {format_settings(tuning.speed_settings(best))}\n")
     return tuned
 
 

@@ -6,7 +6,8 @@
 Writes benchmarks/gpu-NAME-DATE.json (NAME is that of the GPU). The file is written again after every check, so that a
 crash loses only the check that crashed. A failed check is recorded with its error, a skipped one with the reason. Exits
 with 1 if a check failed. SHARDS needs its eigenbasis.json; --square names the same images, sharded with
---stored square.
+--stored square. The plan is printed first: all checks together take less than --minutes, and a check for which no time
+is left is skipped and named.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.recipe import PRECISIONS, SOURCE2012, learning_rates
 from model.shapes import TOWERS, NetSpec
-from tools.shared.cli import run, write_json
+from tools.shared.cli import require_positive, run, write_json
+from tools.shared.gpu_plan import TimePlan, planned_s
 
 if TYPE_CHECKING:
     from model.alexnet import AlexNet
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 # Largest mean difference from the reference, in pixel values 0-255. A GPU's JPEG decoder rounds differently.
 PIXEL_VALUE_THRESHOLDS = {"cpu": 1e-3, "cuda": 1.0}
+PROCESS_LIMIT_S = 240  # of one process that a check starts
 SAME_LOSS = 1e-4  # relative difference between a tower pair and one rank
-PACKAGES = ("torch", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "numpy")  # torch's version names its CUDA
 GENTLE = 0.1  # factor on the learning rates: weights stay finite on random images, and rounding is not magnified
 
 
@@ -63,6 +65,7 @@ class Scale:
         hw_decoder_loads: settings of the loader that are compared: share of the GPU's JPEG engines.
         threads: settings of the loader that are compared: threads.
         window_s: seconds of a measurement window.
+        switches_s: seconds of all windows of the switches, for each batch size, of the trainer and of the loader.
         rounds: measurement windows for each setting.
         steps: optimizer steps of a training run.
     """
@@ -73,12 +76,13 @@ class Scale:
     replayed: int = 4
     hw_decoder_loads: tuple[float, ...] = (0.0, 0.25, 0.5, 0.65, 0.8, 0.9)
     threads: tuple[int, ...] = (2, 4, 8, 16)
-    window_s: float = 2.0
+    window_s: float = 0.6
     rounds: int = 3
     steps: int = 100
+    switches_s: float = 20.0
 
 
-QUICK = Scale(0.05, 8, (2,), 1, (0.65,), (1, 2), 0.02, 2, 6)
+QUICK = Scale(0.05, 8, (2,), 1, (0.65,), (1, 2), 0.02, 2, 6, 0.1)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Subject:
         """
         variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", **environment}
         command = [sys.executable, *map(str, args)]
-        done = subprocess.run(command, cwd=ROOT, env=variables, timeout=600, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=variables, timeout=PROCESS_LIMIT_S, capture_output=True, text=True)
         if done.returncode:
             raise ChildProcessError(f"exit code {done.returncode}: ... {(done.stdout + done.stderr)[-3000:]}")
         return done.stdout
@@ -175,6 +179,8 @@ def demand(subject: Subject) -> dict[str, Any]:
     Steps run in eager mode, as in training. torchvision's AlexNet, a different and cheaper network, is measured for
     comparison if torchvision is installed.
     """
+    from tools.shared.step_switches import replay_img_s
+
     networks: dict[str, Any] = {"": Subject.net}
     found: dict[str, Any] = {"torchvision": {"skipped": "it is not installed"}}
     if importlib.util.find_spec("torchvision"):
@@ -186,22 +192,6 @@ def demand(subject: Subject) -> dict[str, Any]:
             window = partial(replay_img_s, model, optimizer, batches, subject.scale.window_s, precision)
             found[f"{name}batch {rows}, {precision}"] = [window() for _ in range(subject.scale.rounds)]
     return found
-
-
-def replay_img_s(model: Any, optimizer: Any, batches: list[Batch], window_s: float, precision: str) -> float:
-    """img/s of training steps on batches that are on the device, in one window."""
-    from model.dropout import DropoutDraws
-    from model.trainer import train_step, wait_for
-    from pipeline.profiling.windows import TrainerUnderTest, measure_demand
-
-    def step(batch: Batch) -> None:
-        train_step(model, optimizer, batch, DropoutDraws(0, 0), precision)
-
-    def images(batch: Batch) -> int:
-        return len(batch.labels)
-
-    settle = partial(wait_for, batches[0].images.device)
-    return measure_demand(TrainerUnderTest(images, step, settle), batches, window_s)
 
 
 def torchvision_net(subject: Subject) -> tuple[Any, Any]:
@@ -219,6 +209,7 @@ def shares(subject: Subject) -> dict[str, Any]:
     import torch
 
     from model.step_profile import step_shares
+    from tools.shared.step_switches import replay_img_s
 
     found, batches = {}, subject.random_batches(subject.scale.batch)
     for precision in PRECISIONS:
@@ -262,7 +253,31 @@ def pair(subject: Subject) -> dict[str, Any]:
     return found
 
 
-CHECKS = {check.__name__: check for check in (tests, pixels, supply, demand, shares, together, pair)}
+def engines(subject: Subject) -> dict[str, Any]:
+    """Says whether the JPEG engines decode if they get a share of the images."""
+    from tools.shared.loader_switches import measure_engines
+
+    return measure_engines(*subject.sets["short-side"], subject.settings, 3 * subject.scale.window_s)
+
+
+def switches(subject: Subject) -> dict[str, Any]:
+    """Measures each switch of the training step and of the loader on and off, at every batch size."""
+    from tools.shared.loader_switches import measure_all_switches
+
+    scale = subject.scale
+    return measure_all_switches(
+        *subject.sets["short-side"],
+        subject.settings,
+        batches=scale.replay_batches,
+        width=scale.width,
+        budget_s=scale.switches_s,
+        rounds=scale.rounds,
+    )
+
+
+# In the order of their worth: if the time is not enough, the last ones are left out.
+ALL = (pixels, engines, switches, tests, together, supply, pair, demand, shares)
+CHECKS = {check.__name__: check for check in ALL}
 
 
 def main() -> int:
@@ -271,18 +286,23 @@ def main() -> int:
     import torch
 
     from pipeline.loader.settings import check_device
+    from tools.shared.gpu_record import describe
 
     check_device(args.device)
     subject = open_subject(args)
     checks = dict[str, dict[str, Any]]()
     device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     now = datetime.now(UTC)
-    record = {**describe(device, now, subject.scale), "checks": checks}
+    record = {**describe(device, now), "scale": asdict(subject.scale), "checks": checks}
     path = args.out / f"gpu-{'-'.join(device.lower().split())}-{now:%Y%m%d-%H%M%S}.json"
-    for name in args.only or CHECKS:
+    everything = planned_s(subject.scale, len(subject.sets), len(PRECISIONS))
+    plan = TimePlan.begun({name: everything[name] for name in args.only or CHECKS}, 60 * args.minutes)
+    print(plan, flush=True)
+    for name in plan.planned_s:
         started_s = time.perf_counter()
         try:
-            found = CHECKS[name](subject)
+            late = plan.no_time_for(name)
+            found = {"skipped": late} if late else CHECKS[name](subject)
         except Exception as error:  # one broken check must not stop the others
             found = {"failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         checks[name] = {**found, "seconds": time.perf_counter() - started_s}
@@ -308,21 +328,6 @@ def open_subject(args: argparse.Namespace) -> Subject:
     return Subject(sets, LoaderSettings(batch=scale.batch, device=args.device), scale)
 
 
-def describe(device: str, now: datetime, scale: Scale) -> dict[str, Any]:
-    """What the record says of the run before its checks: date, machine (with the GPU driver), versions, scale."""
-    from pipeline.profiling.machine import describe_machine
-    from tools.shared.provenance import git_commit
-
-    return {
-        "date": now.isoformat(timespec="seconds"),
-        "device": device,
-        "machine": describe_machine(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "git_commit": git_commit(),
-        "scale": asdict(scale),
-    }
-
-
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -332,8 +337,11 @@ def parse() -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cuda", help="cpu: to try the checks; default: %(default)s")
     add("--quick", action="store_true", help="a small network and short windows, to try the checks")
     add("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=f"run only some of {', '.join(CHECKS)}")
+    add("--minutes", type=float, default=8.0, metavar="M", help="skip what would end later; default: %(default)g")
     add("--out", type=Path, default=Path("benchmarks"), metavar="DIR", help="default: %(default)s")
-    return parser.parse_args()
+    args = parser.parse_args()
+    require_positive(minutes=args.minutes)
+    return args
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.shared.cli import cores, parser_of, run
-from tools.shared.rank_choice import gpus_announced, ranks_for, visible_gpus
+from tools.shared.rank_choice import gpus_announced, ranks_for
 from tools.shared.tool_runner import ToolRunner
 
 PREPARATION = ("sample", "shards", "pca")  # each stage after those before it
@@ -144,7 +144,7 @@ def run_stage(stage: str, settings: RunAllSettings, runner: ToolRunner) -> int:
         case "train":
             return _train(settings, runner)
         case "bench":
-            device = ["--device", "cuda"] if visible_gpus() else []
+            device = ["--device", "cuda"] if gpus_announced() else []  # as in training
             return runner.run("bench_loader", train, *device) or runner.run("bench_baselines", train)
         case "baselines":
             return runner.run("bench_baselines", train)

@@ -9,8 +9,9 @@ report.html.
 SIGTERM, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the command
 that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last undamaged
 checkpoint, on any number of ranks, with the losses of a run that was never stopped; it also makes a stall report that
-is missing. Only --lr-scale and --val may change. Ranks that torchrun restarts after a
-failure resume by themselves. Two ranks hold one tower each; 4, 8, ... ranks are pairs that share every batch.
+is missing. Only --lr-scale and --val may change, and with --accept-decoder-change --hw-decoder-load. Ranks that
+torchrun restarts after a failure resume by themselves. Two ranks hold one tower each; 4, 8, ... ranks are pairs that
+share every batch.
 
 Exit codes: 0 the run is complete, or SIGTERM stopped it; 130 Ctrl-C and 129 a closed terminal stopped it; 1 the loss
 is not a finite number, a rank hangs, or the last checkpoint could not be saved; 2 wrong input.
@@ -54,6 +55,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--width", type=float, default=1.0, metavar="W", help="scale the number of feature maps; default: 1")
     add("--lr-scale", type=float, default=1.0, metavar="X", help="scale all learning rates; default: 1")
     add("--threads", type=int, metavar="N", help="loader threads of a rank; default: its cores + 1, at most 8")
+    add(
+        "--hw-decoder-load",
+        type=float,
+        metavar="SHARE",
+        help="of JPEGs for a GPU's JPEG engines; changes pixels slightly",
+    )
+    add("--accept-decoder-change", action="store_true", help="resume although --hw-decoder-load differs")
     add("--order", choices=ORDERS, default=ORDERS[0], help="windowed: read a few shards at a time; default: global")
     add(
         "--on-bad-sample",
@@ -77,6 +85,9 @@ def check(args: argparse.Namespace) -> None:
     require_at_least(1, save_every=args.save_every, log_every=args.log_every)
     require_at_least(0, seed=args.seed, stall_seconds=args.stall_seconds)
     require_positive(width=args.width, lr_scale=args.lr_scale, hang_seconds=args.hang_seconds)
+    require_at_least(0, hw_decoder_load=args.hw_decoder_load)
+    if args.hw_decoder_load is not None and args.hw_decoder_load > 1:
+        raise ValueError(f"--hw-decoder-load {args.hw_decoder_load:g}: expected a share, at most 1")
     if args.seed > LARGEST_SEED:
         raise ValueError(f"--seed {args.seed}: expected at most {LARGEST_SEED} (2**64 - 1)")
 

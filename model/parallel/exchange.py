@@ -27,6 +27,7 @@ from model.shapes import IMAGE_CHANNELS, IMAGE_SIDE, TOWERS, NetSpec, layer_tabl
 
 BYTES = {"float32": 4, "bfloat16": 2}  # of one activation, by precision
 LABEL_BYTES = 8
+ROW_BYTES = 20  # of an image that is swapped as a uint8 crop: five float32, see `half_batches.CropBatch`
 
 
 def crossing_numbers(spec: NetSpec, recipe: Recipe = SOURCE2012) -> tuple[int, int]:
@@ -43,7 +44,9 @@ def crossing_numbers(spec: NetSpec, recipe: Recipe = SOURCE2012) -> tuple[int, i
     return sent[0], sent[1]
 
 
-def step_bytes(place: Place, spec: NetSpec, recipe: Recipe, batch: int, precision: str = "float32") -> dict[str, int]:
+def step_bytes(
+    place: Place, spec: NetSpec, recipe: Recipe, batch: int, precision: str = "float32", crops: bool = False
+) -> dict[str, int]:
     """The bytes that a rank sends in one training step, by calculation; `Ranks.sent` counts them.
 
     Args:
@@ -52,6 +55,7 @@ def step_bytes(place: Place, spec: NetSpec, recipe: Recipe, batch: int, precisio
         recipe: says which layers are pooled.
         batch: images of the global batch.
         precision: one of `model.recipe.PRECISIONS`.
+        crops: whether uint8 crops are swapped, not float32 images (`half_batches.swaps_crops`).
 
     Returns:
         Bytes by kind: "maps" (activations, forward), "gradients" (of activations, backward) and "images" (with labels,
@@ -63,7 +67,7 @@ def step_bytes(place: Place, spec: NetSpec, recipe: Recipe, batch: int, precisio
         (tower,) = place.towers
         numbers = crossing_numbers(spec, recipe)
         found["maps"], found["gradients"] = (rows * numbers[t] * BYTES[precision] for t in (tower, 1 - tower))
-        image_bytes = IMAGE_CHANNELS * IMAGE_SIDE**2 * BYTES["float32"]
+        image_bytes = IMAGE_CHANNELS * IMAGE_SIDE**2 * (1 if crops else BYTES["float32"]) + ROW_BYTES * crops
         found["images"] = batch // place.world * (image_bytes + LABEL_BYTES)
     if place.data_ranks > 1:
         held = [s for s in layer_table(spec, recipe) for tower in s.towers if tower in place.towers]

@@ -213,6 +213,8 @@ def secondary_lines(found: Findings) -> dict[str, str]:
         f"{other_ranks} neighbours {cores['neighbours']:.2f}, of {usable:g}",
         "memory": f"{memory['resident'] / 2**30:.2f} GiB resident, {memory['shared'] / 2**30:.2f} shared",
     }
+    if decoding := found.environment.get("hardware_decoding"):  # of a GPU
+        lines["decoder"] = f"JPEG engines active: {decoding['active']}; {decoding['because']}"
     return lines | (_run_lines(found.run) if found.run else {})
 
 

@@ -1,6 +1,7 @@
 """Searches loader settings for a demand by measuring: one kind of setting after another, the cheapest that suffices.
 
 Only settings of speed are searched; no setting here changes an image. The result is a JSON file that train.py takes.
+The share of a GPU's JPEG engines, `hw_decoder_load`, changes pixels: `compare_decoders` measures it and chooses none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from pipeline.shards.reader import ShardSet
 
 DEMAND_HEADROOM = 1.1  # times the demand: with background load, a loader that only just keeps up no longer does
 GOOD_ENOUGH_SHARE = 0.98  # of the best throughput: the cheapest setting that reaches it is chosen
-TUNED_SETTINGS = ("threads", "queue_depth", "hw_decoder_load")
+TUNED_SETTINGS = ("threads", "queue_depth")
+HW_DECODER_LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
+DECODERS_DIFFER = (
+    "hw_decoder_load changes pixels slightly, and which ones depends on the number of ranks; none is chosen. "
+    "To use one: train.py --hw-decoder-load SHARE"
+)
 Measure = Callable[[Mapping[str, LoaderSettings]], dict[str, float]]
 
 
@@ -31,7 +37,7 @@ class Trial:
     """Settings that were tried.
 
     Attributes:
-        settings: the searched settings.
+        settings: the settings that were varied.
         img_s: img/s that an emulated trainer of DEMAND_HEADROOM times the demand got.
     """
 
@@ -43,10 +49,19 @@ def choices(settings: LoaderSettings, cores: int) -> dict[str, tuple[Any, ...]]:
     """What to try for each setting, the cheapest first."""
     most = max(cores + 1, settings.threads)
     threads = sorted({*(n for n in (1, 2, 3, 4, 6, 8) if n <= most), most})
-    found: dict[str, tuple[Any, ...]] = {"threads": tuple(threads), "queue_depth": (1, 2, 3, 4)}
-    if settings.device == "cuda":
-        found["hw_decoder_load"] = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
-    return found
+    return {"threads": tuple(threads), "queue_depth": (1, 2, 3, 4)}
+
+
+def decoder_shares(settings: LoaderSettings) -> tuple[float, ...]:
+    """Shares of the GPU's JPEG engines to compare; none on the CPU."""
+    return HW_DECODER_LOADS if settings.device == "cuda" else ()
+
+
+def compare_decoders(settings: LoaderSettings, measure: Measure) -> tuple[Trial, ...]:
+    """Measures `settings` with each of `decoder_shares`, for the user to choose."""
+    candidates = {f"hw_decoder_load {s:g}": replace(settings, hw_decoder_load=s) for s in decoder_shares(settings)}
+    img_s = measure(candidates) if candidates else {}
+    return tuple(Trial({"hw_decoder_load": candidates[key].hw_decoder_load}, value) for key, value in img_s.items())
 
 
 def tune(
@@ -116,9 +131,15 @@ def load_tuned(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text())["settings"]
-        return {name: found[name] for name in TUNED_SETTINGS}
+        tuned, share = {name: found[name] for name in TUNED_SETTINGS}, found.get("hw_decoder_load", 0)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: no settings of bench_loader --tune FILE here; run that first:"
             f" python tools/bench_loader.py SHARDS --demand IMG_S --tune {path}"
         ) from error
+    if share:  # of an earlier version, which searched it like a setting of speed
+        raise ValueError(
+            f"{path}: it has hw_decoder_load {share}, which changes pixels and is no setting of speed; remove it from"
+            f" the file, and add --hw-decoder-load {share} if it is intended"
+        )
+    return tuned

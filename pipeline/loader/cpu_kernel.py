@@ -3,7 +3,7 @@
     out[c, y, x] = (crop[y, x, c] - mean[c] - residual[c, y, x]) / std[c]
 
 If the crop is mirrored, x counts from the right on the side of the crop. The loader puts the PCA (principal component
-analysis) lighting noise of a sample into `mean`. DALI's own `crop_mirror_normalize` does this on the GPU. On the CPU it
+analysis) lighting noise of a sample into `mean`. On the GPU `normalise.py` does this. DALI's own operator
 processes one pixel at a time and takes 0.14 ms for a crop, close to half of the time of decoding; this kernel, which
 numba compiles to vector instructions, takes 0.03 ms (LOG.md).
 """

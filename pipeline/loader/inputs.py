@@ -29,6 +29,8 @@ from pipeline.philox import epoch_order
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 
+MOST_PREALLOCATED = 1024  # pixels of a side; one panorama must not reserve gigabytes for every image of a batch
+
 
 @dataclass(frozen=True)
 class BatchInputs:
@@ -152,7 +154,7 @@ class BatchPlanner(ABC):
     def _decodes(self, epoch: int, sample_id: int) -> bool:
         """Whether DALI can decode this epoch's crop of one sample, whose header is intact."""
         batch = self._with_images(self._batch(epoch, 0, np.array([sample_id])), check=False)
-        own = replace(graph_settings(self._settings, 1), queue_depth=1)
+        own = replace(graph_settings(self._settings, 1, self._shards), queue_depth=1)
         on_cpu = replace(own, device="cpu", device_id=None)
         return all(self._runs(batch, settings) for settings in dict.fromkeys((own, on_cpu)))
 
@@ -242,12 +244,24 @@ def mean_residual(basis: Eigenbasis, mean: Mean) -> Floats:
     return np.array(np.broadcast_to(residual, (3, CROP, CROP)), order="C")
 
 
-def graph_settings(settings: LoaderSettings, batch: int) -> GraphSettings:
-    """The settings of a graph for batches of at most `batch` samples; ValueError if the CUDA device is missing."""
+def graph_settings(settings: LoaderSettings, batch: int, shards: ShardSet) -> GraphSettings:
+    """The settings of a graph for batches of at most `batch` samples; ValueError if the CUDA device is missing.
+
+    The JPEG engines get memory for `batch` times the largest image of the set, but not for a side above
+    `MOST_PREALLOCATED`: DALI allocates more when a larger image comes.
+    """
     check_device(settings.device)
     device_id = torch.cuda.current_device() if settings.device == "cuda" else None
+    used = settings.device == "cuda" and settings.preallocate and settings.hw_decoder_load > 0 and len(shards.index) > 0
+    width, height = (int(shards.index[side].max()) if used else 0 for side in ("width", "height"))
     return GraphSettings(
-        batch, settings.device, device_id, settings.threads, settings.queue_depth, settings.hw_decoder_load
+        batch=batch,
+        device=settings.device,
+        device_id=device_id,
+        threads=settings.threads,
+        queue_depth=settings.queue_depth,
+        hw_decoder_load=settings.hw_decoder_load,
+        largest=(min(width, MOST_PREALLOCATED), min(height, MOST_PREALLOCATED)),
     )
 
 

@@ -20,6 +20,7 @@ from torch.utils.dlpack import from_dlpack
 from pipeline.loader.augment import CROP
 from pipeline.loader.graphs import Stage, train_graph, view_graph
 from pipeline.loader.inputs import BatchInputs, TrainPlanner, ViewPlanner, graph_settings, mean_residual
+from pipeline.loader.normalise import mirror_normalise, normalised_views, rows_of
 from pipeline.loader.order import Ids, evaluation_batches, local_batch, steps_per_epoch
 from pipeline.loader.runner import Runner
 from pipeline.loader.settings import LoaderSettings
@@ -32,12 +33,14 @@ class Batch:
     """A batch of N samples; all tensors are on the loader's device.
 
     Attributes:
-        images: float32 (N, 3, 224, 224), or (N, views, 3, 224, 224) from `view_loader`.
+        images: float32 (N, 3, 224, 224), or (N, views, 3, 224, 224) from `view_loader`. With `crops_only` uint8
+            (N, 224, 224, 3), which `TrainLoader.finish` makes images of.
         labels: int64 (N,) class indices.
         ids: int64 (N,) sample ids.
         epoch: counts from 0.
         step: counts from 0 in each epoch.
         left_out: the damaged samples that `view_loader` left out of this batch: the place and the reason of each.
+        rows: with `crops_only` float32 (N, 5), what `finish` needs of each sample.
     """
 
     images: torch.Tensor
@@ -46,6 +49,7 @@ class Batch:
     epoch: int
     step: int
     left_out: tuple[str, ...] = ()
+    rows: torch.Tensor | None = None
 
 
 class TrainLoader:
@@ -61,9 +65,12 @@ class TrainLoader:
         start_step: the step of the first batch.
         rank: 0 to ranks - 1.
         ranks: how many ranks share each global batch.
+        crops_only: yield crops before mirroring and normalisation. A pair of GPUs swaps them as uint8.
 
     Attributes:
         steps_per_epoch: global batches in an epoch.
+        finish: makes the images of the crops and `rows` of a batch, bit by bit those that the loader would yield
+            itself. None without `crops_only`.
 
     Raises:
         ValueError: the set does not fill a batch, the ranks cannot share the batch evenly, or the CUDA device is
@@ -79,16 +86,19 @@ class TrainLoader:
         start_step: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        crops_only: bool = False,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch(len(shards), settings.batch)
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step is {start_step}, but an epoch has {self.steps_per_epoch} steps")
-        graph = partial(train_graph, graph_settings(settings, local_batch(settings.batch, ranks)))
+        dali = graph_settings(settings, local_batch(settings.batch, ranks), shards)
+        graph = partial(train_graph, dali, "decode" if crops_only else "full")
         planner = TrainPlanner(shards, basis, settings, rank, ranks)
         batches = planner.with_images(planner.batches(start_epoch, start_step))
         self._skipped = planner.skipped
         self._runner = Runner(graph, planner, batches, settings.queue_depth)
-        self._to_batch = _BatchBuilder(basis, settings)
+        self._to_batch = _BatchBuilder(basis, settings, crops_only=crops_only)
+        self.finish = partial(mirror_normalise, residual=self._to_batch.residual) if crops_only else None
 
     @property
     def bad_samples(self) -> tuple[str, ...]:
@@ -138,12 +148,12 @@ def view_loader(
     shares = [len(ids) for ids in evaluation_batches(len(shards), settings.batch, rank, ranks)]
     nonempty = sum(share > 0 for share in shares)
     if nonempty:
-        dali = graph_settings(settings, max(shares))
+        dali = graph_settings(settings, max(shares), shards)
         depth = min(dali.queue_depth, nonempty)  # a pipeline cannot start with fewer batches than its queue holds
         graph = partial(view_graph, replace(dali, queue_depth=depth), views)
         planner = ViewPlanner(shards, basis, settings, rank, ranks)
         runner = Runner(graph, planner, planner.with_images(planner.batches()), depth)
-        to_batch = _BatchBuilder(basis, settings)
+        to_batch = _BatchBuilder(basis, settings, views)
         try:
             for _ in range(nonempty):
                 inputs, outputs = runner.next(to_batch.stream)
@@ -172,7 +182,7 @@ def stage_loader(
         with TrainLoader(shards, basis, settings, start_step=start_step) as loader:
             while True:
                 yield next(loader).ids.numpy(force=True)
-    graph = partial(train_graph, graph_settings(settings, settings.batch), stage)
+    graph = partial(train_graph, graph_settings(settings, settings.batch, shards), stage)
     planner = TrainPlanner(shards, basis, settings)
     # A graph that decodes nothing cannot fail on a broken header, and must not skip a sample for it.
     batches = planner.with_images(planner.batches(0, start_step), check=stage != "read")
@@ -193,19 +203,25 @@ def stage_batch_sizes(
 
 
 class _BatchBuilder:
-    """Makes a `Batch` of the outputs of a graph.
+    """Makes a `Batch` of the outputs of a graph. On the GPU it mirrors and normalises; on the CPU the graph does so.
 
-    On the GPU it also subtracts the residual of the mean image, in one kernel; on the CPU the graph has done so.
+    Args:
+        basis: the eigenbasis whose mean is subtracted.
+        settings: of the loader.
+        views: of evaluation; 0 in training.
+        crops_only: whether the batches are to stay crops.
 
     Attributes:
         stream: the CUDA stream of the loader's work; None on the CPU.
+        residual: the mean image minus the channel means, on the loader's device.
     """
 
-    def __init__(self, basis: Eigenbasis, settings: LoaderSettings) -> None:
+    def __init__(self, basis: Eigenbasis, settings: LoaderSettings, views: int = 0, crops_only: bool = False) -> None:
         self.device = torch.device(settings.device)
         # The loader's work is on a stream of its own: waiting for a batch then does not wait for the trainer's kernels.
         self.stream = torch.cuda.Stream() if settings.device == "cuda" else None  # type: ignore[no-untyped-call]
-        self._residual = torch.from_numpy(mean_residual(basis, settings.mean)).to(self.device)
+        self.residual = torch.from_numpy(mean_residual(basis, settings.mean)).to(self.device)
+        self._views, self._crops_only = views, crops_only
 
     def __call__(self, inputs: BatchInputs, outputs: tuple[Any, Any]) -> Batch:
         dali_images, dali_tags = outputs
@@ -215,25 +231,45 @@ class _BatchBuilder:
             # from_dlpack shares DALI's memory without a copy. That is safe on the CPU: DALI allocates fresh memory for
             # every batch and keeps it until the tensor is gone.
             images, (labels, ids) = from_dlpack(dali_images.as_tensor()), torch.from_numpy(tags)
+            rows = self._rows(inputs) if self._crops_only else None
         else:
-            images, (labels, ids) = self._on_gpu(self.stream, dali_images, torch.from_numpy(tags), inputs.divisor)
-        return Batch(images, labels, ids, inputs.epoch, inputs.step)
+            images, (labels, ids), rows = self._on_gpu(
+                self.stream, dali_images, torch.from_numpy(tags), self._rows(inputs)
+            )
+        return Batch(images, labels, ids, inputs.epoch, inputs.step, rows=rows if self._crops_only else None)
+
+    def _rows(self, inputs: BatchInputs) -> torch.Tensor:
+        return torch.from_numpy(rows_of(inputs.tensors, len(inputs.ids)))
 
     def _on_gpu(
-        self, stream: torch.cuda.Stream, dali_images: Any, tags: torch.Tensor, divisor: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Subtracts the residual into torch's own memory.
+        self, stream: torch.cuda.Stream, dali_images: Any, tags: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Finishes the images on the loader's stream, in torch's own memory.
 
         DALI may reuse its buffer as soon as the work on `stream` is done. A tensor that shared the buffer could be
         overwritten while a kernel of the trainer still reads it.
+
+        The host waits for DALI only: its time in `next` is then the time spent waiting for input, which the stall
+        report counts, and 0 if the batch is decoded already. For the kernels of this method the trainer's stream waits
+        and not the host, which would otherwise launch the next step late.
         """
         with torch.cuda.stream(stream):
-            images = torch.sub(from_dlpack(dali_images.as_tensor()), self._residual, alpha=1 / divisor)
-            tags = tags.to(self.device, non_blocking=True)
+            decoded = stream.record_event()
+            tags, rows = (each.to(self.device, non_blocking=True) for each in (tags, rows))
+            images = self._finished(from_dlpack(dali_images.as_tensor()), rows)
             ready = stream.record_event()
-        ready.synchronize()  # waits here, so that the time spent in `next` is the time spent waiting for input
-        for tensor in (images, tags):
+        trainer = torch.cuda.current_stream()
+        trainer.wait_event(ready)
+        for tensor in (images, tags, rows):
             # These tensors were allocated on `stream`. record_stream tells torch's allocator that the trainer's stream
             # uses them too; otherwise it could reuse their memory before the trainer's kernels have read it.
-            tensor.record_stream(torch.cuda.current_stream())
-        return images, tags
+            tensor.record_stream(trainer)
+        decoded.synchronize()
+        return images, tags, rows
+
+    def _finished(self, pixels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if self._crops_only:
+            return pixels.clone()
+        if self._views:
+            return normalised_views(pixels, rows, self.residual, self._views)
+        return mirror_normalise(pixels, rows, self.residual)

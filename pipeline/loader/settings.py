@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -38,17 +39,37 @@ def driver_found() -> str:
     return found.group() if found else "none"
 
 
+def cuda_works() -> bool:
+    """Whether torch can use a CUDA device; without torch's own warning about the driver, which is several lines."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
+        return torch.cuda.is_available()
+
+
 def check_device(device: str) -> None:
     """Checks that torch can use `device`.
 
     Raises:
         ValueError: `device` is "cuda" and torch finds no CUDA device.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not cuda_works():
         raise ValueError(
             f"device is cuda, but torch finds no CUDA device: driver found: {driver_found()}; driver needed: "
             f"{DRIVER_NEEDED} or newer for CUDA 13; update the driver, install a build of torch for CUDA 12, or use "
             "--device cpu"
+        )
+
+
+def check_decoder(device: str, hw_decoder_load: float | None) -> None:
+    """Checks that a share of JPEGs for a GPU's JPEG engines has an effect.
+
+    Raises:
+        ValueError: the device is "cpu" and the share is above 0.
+    """
+    if device == "cpu" and hw_decoder_load:
+        raise ValueError(
+            f"--hw-decoder-load {hw_decoder_load:g} has no effect on device cpu, where one decoder decodes all images; "
+            "use --device cuda, or --hw-decoder-load 0"
         )
 
 
@@ -83,6 +104,7 @@ class LoaderSettings:
     check_crc: bool = False  # compare every image with its CRC-32 in index.npy
     max_bad_samples: int = 100  # each rank skips at most this many different samples, then stops
     hw_decoder_load: float = 0.0  # share of JPEGs for the GPU's decoder engines; 0: one decoder for all images
+    preallocate: bool = True  # give these engines memory for the set's largest image at the start
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads", "queue_depth", "window_shards", "max_bad_samples"):

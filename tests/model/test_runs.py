@@ -29,6 +29,24 @@ def test_a_run_folder_is_not_used_twice_by_mistake(tmp_path: Path):
         folder.begin({"must_match": {**config["must_match"], "batch": 64}}, resume=True)
 
 
+def test_another_choice_of_decoders_is_refused_unless_accepted_and_then_recorded(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    engines, one = ({"hw_decoder_load": 0.65, "ranks": 2}, {"hw_decoder_load": 0.0})
+    folder.begin({"must_match": {"decoding": engines}, "may_change": {"lr_scale": 1.0}}, resume=False)
+    now = {"must_match": {"decoding": one}, "may_change": {"lr_scale": 1.0}}
+    expected = "decoding hw_decoder_load 0.65, now 0.0; resume with the same, add --accept-decoder-change, or choose"
+    with pytest.raises(ValueError, match=expected):
+        folder.begin(now, resume=True)
+    with pytest.raises(ValueError, match="decoding ranks 2, now 4"):
+        folder.begin({"must_match": {"decoding": {**engines, "ranks": 4}}}, resume=True)
+    assert folder.begin(now, resume=True, accepted=["decoding"])[0].startswith('decoding {"hw_decoder_load": 0.65')
+    config = folder.config()
+    (change,) = config["changes"]
+    assert (change["setting"], change["was"], change["now"]) == ("decoding", engines, one)
+    assert config["must_match"] == {"decoding": one} and config["may_change"] == {"lr_scale": 1.0}
+    assert folder.begin(now, resume=True) == []  # the accepted one is now the run's
+
+
 def test_metrics_of_steps_that_will_be_taken_again_are_dropped(tmp_path: Path):
     """A killed and resumed run then has the lines of an uninterrupted one. An incomplete last line is dropped, too."""
     folder = RunFolder(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from pipeline.loader import settings
 from pipeline.loader.settings import LoaderSettings, check_device
 from tools.shared import rank_choice
-from tools.shared.rank_choice import gpus_announced
+from tools.shared.rank_choice import default_device, gpus_announced
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,27 @@ def test_gpus_are_announced_by_device_files_nvml_or_the_container(
         (tmp_path / name).touch()
     monkeypatch.setattr(rank_choice, "visible_gpus", lambda: nvml)
     assert gpus_announced(tmp_path) is announced
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_tool_without_device_takes_the_gpus_that_were_announced(announced: bool, monkeypatch: pytest.MonkeyPatch):
+    """`check_device` then refuses those that torch cannot use. The CPU would be a silent substitute."""
+    monkeypatch.setattr(rank_choice, "gpus_announced", lambda: announced)
+    assert default_device() == ("cuda" if announced else "cpu")
+
+
+def test_torch_s_own_warning_of_several_lines_is_not_shown(monkeypatch: pytest.MonkeyPatch):
+    """pytest makes a warning an error."""
+
+    def warn() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old", UserWarning, stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", warn)
+    monkeypatch.setattr(torch.cuda, "device_count", warn)
+    with pytest.raises(ValueError, match="driver needed"):
+        check_device("cuda")
+    assert not rank_choice.visible_gpus()
 
 
 def test_the_error_names_the_driver_found_and_the_driver_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -82,8 +82,11 @@ def test_a_setting_that_is_no_number_is_named(setting: str):
         RunAllSettings.of({name: value})
 
 
-def test_bench_measures_the_loader_that_training_would_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The tools that it runs exist, and know their options."""
+@pytest.mark.parametrize("announced", [True, False])
+def test_bench_measures_the_loader_that_training_would_use(
+    announced: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """On the GPUs that were announced, as in training. The tools that it runs exist, and know their options."""
     called: list[list[str]] = []
 
     class Recorder:
@@ -91,9 +94,10 @@ def test_bench_measures_the_loader_that_training_would_use(monkeypatch: pytest.M
             called.append([str(arg) for arg in args])
             return 0
 
-    monkeypatch.setattr(run_all, "visible_gpus", lambda: 1)
+    monkeypatch.setattr(run_all, "gpus_announced", lambda: announced)
     assert run_all.run_stage("bench", RunAllSettings.of({"DATA": str(tmp_path)}), Recorder()) == 0  # type: ignore[arg-type]
     assert [name for name, *_ in called] == ["bench_loader", "bench_baselines"]
+    assert called[0][2:] == ["--device", "cuda"] * announced
     for name, shards, *options in called:
         assert shards == str(tmp_path / "sample-256/train")
         text = (ROOT / "tools" / f"{name}.py").read_text()

@@ -23,6 +23,7 @@ def test_a_run_writes_what_its_help_says(end_to_end: Path):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"step-{n * steps:09d}" for n in (1, 2)]
     config = json.loads((run / "config.json").read_text())
     assert config["must_match"]["recipe"]["name"] == "source2012"
+    assert config["must_match"]["decoding"] == {"hw_decoder_load": 0.0}
     stall = json.loads((run / "stall.json").read_text())
     assert min(1, stall["au"]) == pytest.approx(1 - sum(stall["parts"].values()))
     assert stall["environment"]["manifest_sha256"] == config["must_match"]["train_manifest_sha256"]

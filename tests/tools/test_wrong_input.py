@@ -133,6 +133,18 @@ WRONG: dict[str, tuple[Callable[[Folders], Command], str]] = {
     "negative seed": (lambda f: train(f, "--seed", -1), r"--seed -1: expected at least 0$"),
     "huge seed": (lambda f: train(f, "--seed", 2**64), r"--seed 18446744073709551616: expected at most"),
     "zero width": (lambda f: train(f, "--width", 0), r"--width 0: expected a number above 0$"),
+    "share of the engines above 1": (
+        lambda f: train(f, "--hw-decoder-load", 2),
+        r"--hw-decoder-load 2: expected a share",
+    ),
+    "engines on the CPU": (
+        lambda f: train(f, "--device", "cpu", "--hw-decoder-load", 0.5),
+        r"--hw-decoder-load 0.5 has no effect on device cpu.*use --device cuda",
+    ),
+    "engines of a loader on the CPU": (
+        lambda f: bench_loader(f, "--hw-decoder-load", 0.5),
+        r"--hw-decoder-load 0.5 has no effect on device cpu",
+    ),
     "no number": (lambda f: train(f, "--lr-scale", "nan"), r"--lr-scale nan: expected a number above 0$"),
     "negative time": (lambda f: train(f, "--stall-seconds", -1), r"--stall-seconds -1: expected at least 0$"),
     "time that is no number": (lambda f: train(f, "--stall-seconds", "nan"), r"--stall-seconds nan: expected at least"),

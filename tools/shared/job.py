@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from model import checkpoint
+from model.parallel.half_batches import swaps_crops
 from model.parallel.ranks import Ranks, cores_here, first_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
 from model.runs import RunFolder
@@ -21,7 +22,7 @@ from pipeline.diagnosis.tuning import load_tuned
 from pipeline.loader.augment import Lighting
 from pipeline.loader.loader import TrainLoader
 from pipeline.loader.order import local_batch, steps_per_epoch
-from pipeline.loader.settings import Device, LoaderSettings, check_device, default_threads
+from pipeline.loader.settings import Device, LoaderSettings, check_decoder, check_device, default_threads
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet, open_shards
 from tools.shared.cli import Progress
@@ -70,7 +71,8 @@ class Job:
     def local_loader(self, epoch: int = 0, step: int = 0) -> TrainLoader:
         """Returns a loader of the rows that this rank decodes, from `step` of `epoch` on."""
         place = self.ranks.place
-        return TrainLoader(self.shards, self.basis, self.loader, epoch, step, place.rank, place.world)
+        crops_only = swaps_crops(self.ranks)
+        return TrainLoader(self.shards, self.basis, self.loader, epoch, step, place.rank, place.world, crops_only)
 
     def config(self) -> dict[str, Any]:
         """Returns the content of config.json: the settings that decide the losses, and where the run was started.
@@ -88,6 +90,7 @@ class Job:
                 "seed": self.loop.seed,
                 "epochs": self.loop.epochs,
                 "precision": self.loop.precision,
+                "decoding": decoding(self.loader, self.ranks.place.world),
                 "train_manifest_sha256": self.shards.manifest_sha256,
                 "eigenvalues": self.basis.eigenvalues.tolist(),
             },
@@ -148,7 +151,8 @@ def _open_both(args: argparse.Namespace) -> tuple[ShardSet, ShardSet | None]:
 
 def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, epochs: int) -> LoaderSettings:
     """Settings of speed come from `--threads` if given, otherwise from `--tuned` if given, otherwise from defaults."""
-    speed = {"threads": default_loader_threads()}
+    check_decoder(device, args.hw_decoder_load)
+    speed: dict[str, Any] = {"threads": default_loader_threads()}
     if args.tuned:
         speed |= load_tuned(args.tuned)
     if args.threads is not None:
@@ -164,8 +168,16 @@ def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, ep
         order=args.order,
         on_bad_sample=args.on_bad_sample,
         check_crc=args.check_crc,
+        hw_decoder_load=args.hw_decoder_load or 0.0,
         **speed,
     )
+
+
+def decoding(loader: LoaderSettings, ranks: int) -> dict[str, Any]:
+    """Returns what decides which decoder gets an image: the share of the JPEG engines and, if it is not 0, the number
+    of ranks, because DALI divides the batch of each rank."""
+    share = loader.hw_decoder_load
+    return {"hw_decoder_load": share} | ({"ranks": ranks} if share else {})
 
 
 def default_loader_threads() -> int:

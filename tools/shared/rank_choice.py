@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from model.recipe import SOURCE2012, recipe
 
@@ -72,7 +74,17 @@ def visible_gpus() -> int:
     """Returns how many GPUs torch sees."""
     import torch  # takes seconds, which `--help` and the container's health check must not pay
 
-    return torch.cuda.device_count()
+    with warnings.catch_warnings():  # of a driver that is too old; `check_device` says so in one line
+        warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
+        return torch.cuda.device_count()
+
+
+def default_device() -> Literal["cpu", "cuda"]:
+    """Returns the device of a tool without `--device`: "cuda" if GPUs were announced.
+
+    If torch cannot use them, `check_device` stops the tool with one line. Otherwise it would silently use the CPU.
+    """
+    return "cuda" if gpus_announced() else "cpu"
 
 
 def gpus_announced(devices: Path = Path("/dev")) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from model.checkpoint import TrainState
 from model.parallel.exchange import step_bytes
+from model.parallel.half_batches import swaps_crops
 from model.shapes import layer_table
 from tools.shared.job import Job
 
@@ -38,7 +39,8 @@ def _describe_ranks(job: Job) -> list[str]:
     if ranks.shared_gpu:
         lines.append("           the ranks share a GPU: use this run to check results, not to measure speed")
     for rank in range(place.tower_ranks):
-        sent = step_bytes(replace(place, rank=rank), job.spec, job.recipe, job.loader.batch, job.loop.precision)
+        here, precision = replace(place, rank=rank), job.loop.precision
+        sent = step_bytes(here, job.spec, job.recipe, job.loader.batch, precision, swaps_crops(ranks))
         lines.append(f"{'' if rank else 'each step':<10} rank {rank} sends {format_bytes(sent)} (calculated)")
     return lines
 

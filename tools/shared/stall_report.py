@@ -20,7 +20,7 @@ import torch
 from model.batch import Batch
 from model.dropout import DropoutDraws
 from model.parallel.exchange import step_bytes
-from model.parallel.half_batches import whole_batches
+from model.parallel.half_batches import swaps_crops, whole_batches
 from model.parallel.ranks import Ranks, ranks_here
 from model.runs import STALL, write_atomically
 from model.trainer import Trainer, train_step, wait_for
@@ -39,6 +39,7 @@ from pipeline.profiling.windows import TrainerUnderTest, measure_supply, measure
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 from tools.shared.cli import cores
+from tools.shared.jpeg_engines import with_engines_watched
 
 REPORT = "report.html"
 REPLAYED_BATCHES = 4  # enough that none stays in a processor's cache
@@ -138,13 +139,20 @@ def say(ranks: Ranks, text: str) -> None:
 def measure_run(run: Trained, clocks: StepClocks) -> Findings:
     """Measures supply, demand and both together in turn, and diagnoses them."""
     ranks, place, group = run.ranks, run.ranks.place, RanksGroup(run.ranks)
-    here = local_stages(run)
+    here, decoding = with_engines_watched(ranks.device, run.loader_settings, partial(local_stages, run))
     stages = here.over_ranks(group)
     subject, swapped = trainer_under_test(run.trainer, run.loader_settings.batch), stages.full.img_s
     discard = run.loader_settings.prefetched_batches + place.is_pair  # swapping halves prefetches one batch more
     with (
-        TrainLoader(run.shards, run.basis, run.loader_settings, rank=place.rank, ranks=place.world) as loader,
-        closing(whole_batches(loader, ranks)) as batches,
+        TrainLoader(
+            run.shards,
+            run.basis,
+            run.loader_settings,
+            rank=place.rank,
+            ranks=place.world,
+            crops_only=swaps_crops(ranks),
+        ) as loader,
+        closing(whole_batches(loader, ranks, finish=loader.finish)) as batches,
     ):
         replayed = [next(batches) for _ in range(REPLAYED_BATCHES)]
         if place.is_pair:
@@ -160,6 +168,7 @@ def measure_run(run: Trained, clocks: StepClocks) -> Findings:
             "machine": describe_machine(),
             "settings": asdict(run.loader_settings),
             "manifest_sha256": run.shards.manifest_sha256,
+            **decoding,
         },
         clocks=clocks if clocks.steps else None,  # none if the report of a complete run is made later
         swapped=swapped,
@@ -224,7 +233,8 @@ def ranks_record(run: Trained, loader: LoaderThroughput, steps: int, waits_s: di
         bytes that a step of rank 0 sends, by kind; `swap_s`: seconds that swapping halves adds to a batch.
     """
     ranks, model, batch = run.ranks, run.trainer.model, run.loader_settings.batch
-    crossing = step_bytes(ranks.place, model.spec, model.recipe, batch, run.trainer.settings.precision)
+    precision, crops = run.trainer.settings.precision, swaps_crops(ranks)
+    crossing = step_bytes(ranks.place, model.spec, model.recipe, batch, precision, crops)
     waits = {what: waits_s.get(what, 0.0) / steps for what in WAITED_FOR if SENT_KINDS[what] in crossing}
     return {
         "ranks": {**asdict(ranks.place), "backend": ranks.backend, "shared_gpu": ranks.shared_gpu},

@@ -6,10 +6,9 @@ import argparse
 import os
 import platform
 import sys
+import warnings
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
-
-import torch
 
 from model import checkpoint
 from model.parallel.meeting import meet, restarts
@@ -22,6 +21,7 @@ from pipeline.loader.settings import Device
 from tools.shared.job import Job, resolve
 from tools.shared.provenance import launch
 from tools.shared.rank_agreement import first_rank_first, is_lost_connection, require_same, require_same_options
+from tools.shared.rank_choice import default_device
 from tools.shared.resume_point import choose_checkpoint
 from tools.shared.run_output import logged
 from tools.shared.stop_signals import StopSignals, exit_code, resume_command
@@ -32,7 +32,9 @@ SHORTEST_HANG_S = 30.0  # for torch.distributed's own timeout: its ranks may tak
 
 def train_from_arguments(args: argparse.Namespace) -> int:
     """Runs tools/train.py with its parsed arguments on this rank and returns the exit code."""
-    device: Device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # The check of the device says it in one line, on the first rank only.
+    warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
+    device: Device = args.device or default_device()
     # Twice as long as the watchdog's limit: the watchdog ends a hanging job first, and its message names the rank.
     timeout_s = 2 * max(args.hang_seconds, SHORTEST_HANG_S)
     meeting = meet(timeout_s)
@@ -79,7 +81,7 @@ def _train(args: argparse.Namespace, device: Device, ranks: Ranks) -> int:
 def _begin(args: argparse.Namespace, job: Job) -> list[str]:
     # Ranks that torchrun restarts after a failure resume by themselves, if the same torchrun started the run.
     resume = args.resume or bool(args.resume_from) or (restarts() > 0 and job.folder.launch() == launch())
-    return job.folder.begin(job.config(), resume)
+    return job.folder.begin(job.config(), resume, ["decoding"] if args.accept_decoder_change else [])
 
 
 def train_and_report(run: TrainingRun) -> int:

@@ -20,7 +20,7 @@ from model.device_clock import DeviceTimes
 from model.evaluation import Scores, evaluate
 from model.optim import Momentum2012
 from model.parallel.exchange import TowerExchange, step_bytes
-from model.parallel.half_batches import whole_batches
+from model.parallel.half_batches import swaps_crops, whole_batches
 from model.parallel.ranks import no_mark
 from model.parallel.watchdog import Watchdog
 from model.recipe import PlateauState, learning_rates
@@ -100,7 +100,7 @@ class TrainingRun:
         with (
             self._watched(),
             self.job.local_loader(state.epoch, state.step) as loader,
-            closing(whole_batches(loader, self.ranks)) as batches,
+            closing(whole_batches(loader, self.ranks, finish=loader.finish)) as batches,
             Progress("training", total, done=done, quiet=not self.ranks.first) as self._progress,
         ):
             try:
@@ -250,7 +250,8 @@ class TrainingRun:
         ranks, job = self.ranks, self.job
         # The images of the second batch are sent during the first step, so they have been counted twice.
         counted = {kind: count // 2 if kind == "images" else count for kind, count in ranks.sent.items()}
-        calculated = step_bytes(ranks.place, job.spec, job.recipe, job.loader.batch, job.loop.precision)
+        precision, crops = job.loop.precision, swaps_crops(ranks)
+        calculated = step_bytes(ranks.place, job.spec, job.recipe, job.loader.batch, precision, crops)
         assert counted == calculated, f"rank {ranks.place.rank} sent {counted}, calculated {calculated}"
         if ranks.first and counted:
             print(f"counted    rank 0 sent {format_bytes(counted)}, as calculated", flush=True)

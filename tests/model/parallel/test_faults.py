@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from model import checkpoint
 from model.parallel.watchdog import Position, describe_hang
@@ -94,6 +95,7 @@ def test_sigterm_on_one_rank_stops_all_and_another_number_of_ranks_resumes(args:
         ("--seed", 7, "--seed: 2012 on rank 0 ("),
         ("--batch", 4, "--batch: 8 on rank 0 ("),
         ("--lr-scale", 0.5, "--lr-scale: 1.0 on rank 0 ("),
+        ("--hw-decoder-load", 0.5, "--hw-decoder-load: None on rank 0 ("),
         ("--steps", 3, f"--steps: {STEPS} on rank 0 ("),
         ("--layout", "data", "--layout: towers on rank 0 ("),
     ],
@@ -107,6 +109,13 @@ def test_ranks_with_different_options_do_not_start(
     assert line in out[0] and f"but {value} on rank 1 (" in out[0]
     assert "Traceback" not in out[0] and out[1] == ""
     assert not (root / "different").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_no_rank_can_use_is_one_line_of_the_first_rank(args: list[object], root: Path):
+    processes = start_ranks(2, *args, "--run-name", "no_device", "--device", "cuda")
+    out = [ended(process, code=2) for process in processes]
+    assert out[0].count("driver needed: 580 or newer") == len(out[0].splitlines()) == 1 and out[1] == ""
 
 
 def test_ranks_without_a_common_run_folder_are_told_so_and_can_resume(

@@ -129,6 +129,14 @@ def test_there_is_no_action_if_training_does_not_wait():
     assert found_for("none").actions == ()
 
 
+def test_the_jpeg_engines_of_a_gpu_are_on_the_screen():
+    decoding = {"active": "no", "because": "libnvcuvid.so.1 cannot be loaded; check the driver"}
+    found = found_for("few threads")
+    assert "JPEG engines" not in format_findings(found)
+    with_gpu = replace(found, environment={"hardware_decoding": decoding})
+    assert "decoder    JPEG engines active: no; libnvcuvid.so.1 cannot" in format_findings(with_gpu)
+
+
 def test_the_screen_fits():
     """At most 40 lines of 120 columns, with verdict, interval, cause, waits, actions and the next bottleneck."""
     text = format_findings(found_for("few threads"))

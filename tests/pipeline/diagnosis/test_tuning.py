@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from pipeline.diagnosis.stored_shape import StoredShapes, both_shapes, has_whole_images
-from pipeline.diagnosis.tuning import TUNED_SETTINGS, choices, load_tuned, speed_settings, tune
+from pipeline.diagnosis.tuning import (
+    TUNED_SETTINGS,
+    choices,
+    compare_decoders,
+    decoder_shares,
+    load_tuned,
+    speed_settings,
+    tune,
+)
 from pipeline.loader.settings import LoaderSettings
 from pipeline.shards.reader import ShardSet
 from pipeline.shards.settings import ResizeSettings
@@ -44,10 +52,32 @@ def test_settings_that_change_images_are_not_searched():
     assert {**vars(best), **speed_settings(start)} == vars(start)
 
 
-@pytest.mark.parametrize(("device", "number"), [("cpu", 2), ("cuda", 3)])
-def test_choices_are_valid_settings_cheapest_first(device, number):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_share_of_the_jpeg_engines_is_measured_but_not_chosen(device):
+    """It changes pixels. On the CPU it has no effect, and is not measured."""
+    start = LoaderSettings(device=device, threads=3)
+    best, _ = tune(start, choices(start, 4), lambda candidates: dict.fromkeys(candidates, 1.0))
+    assert best.hw_decoder_load == 0 and "hw_decoder_load" not in speed_settings(best)
+    trials = compare_decoders(best, lambda found: {name: 1000 * s.hw_decoder_load for name, s in found.items()})
+    assert [trial.settings["hw_decoder_load"] for trial in trials] == list(decoder_shares(start))
+    assert len(trials) == (0 if device == "cpu" else 6) and all(
+        trial.img_s == 1000 * trial.settings["hw_decoder_load"] for trial in trials
+    )
+
+
+def test_a_file_that_tuned_the_share_of_the_engines_is_refused(tmp_path: Path):
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"settings": {"threads": 2, "queue_depth": 2, "hw_decoder_load": 0.65}}))
+    with pytest.raises(ValueError, match=r"hw_decoder_load 0.65, which changes pixels.*--hw-decoder-load 0.65"):
+        load_tuned(path)
+    path.write_text(json.dumps({"settings": {"threads": 2, "queue_depth": 2, "hw_decoder_load": 0.0}}))
+    assert load_tuned(path) == {"threads": 2, "queue_depth": 2}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_choices_are_valid_settings_cheapest_first(device):
     options = choices(LoaderSettings(device=device), 4)
-    assert len(options) == number and set(options) <= set(TUNED_SETTINGS)
+    assert set(options) == set(TUNED_SETTINGS)
     for kind, values in options.items():
         assert list(values) == sorted(set(values))
         for value in values:

@@ -25,5 +25,5 @@ def test_both_decoders_judge_a_sample(refusing: set[str], decodes: bool, monkeyp
 
     monkeypatch.setattr(TrainPlanner, "_runs", runs)
     planner = object.__new__(TrainPlanner)
-    planner._settings = LoaderSettings()
+    planner._settings, planner._shards = LoaderSettings(), None  # type: ignore[assignment]
     assert planner._decodes(0, 0) is decodes
