@@ -15,7 +15,6 @@ one read of a group each.
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from pipeline.imagenet.entries import remedy
 from pipeline.imagenet.labels import LabelledImage, Scan, classes_by_label, outlying_labels, scan_of
 from pipeline.imagenet.listing import ClassName, Item
 from pipeline.imagenet.parquet_columns import Columns, choose_columns, flat_columns, label_text
-from pipeline.imagenet.parts import Part, counted, split_in_file
+from pipeline.imagenet.parts import Part, check_complete, counted, split_in_file, without_numbers
 
 EXPECTED = "train-*.parquet or validation-*.parquet, there or in data"
-NUMBERED = re.compile(r"-(\d+)-of-(\d+)")
 COLUMN_SHIFT = 40  # an item's offset is the row + (number of the image column + 1 if the user named it) << COLUMN_SHIFT
 
 
@@ -45,7 +44,8 @@ def parquet_parts(split: str, files: Sequence[Path], where: str, names: ColumnNa
     """The part for a split's parquet files. None if there is no file."""
     if not files:
         return None
-    what = f"{files[0].name if len(files) == 1 else counted(len(files), 'parquet file')} in {where}"
+    count = counted(len(files), "parquet file") + without_numbers(files)
+    what = f"{files[0].name if len(files) == 1 else count} in {where}"
     return Part("parquet", split, what, tuple(files), lambda: _scan(split, files, names), _classes)
 
 
@@ -68,23 +68,11 @@ def _classes(split: str, parts: Mapping[str, Part], scans: Mapping[str, Scan]) -
 
 
 def _scan(split: str, files: Sequence[Path], names: ColumnNames) -> Scan:
-    _check_whole(files)
+    check_complete(files)
     scan = scan_of(image for file in files for image in _images(file, names))
     if not len(scan.items):
         raise ValueError(f"{files[0]}: no row in it, nor in any other file of {split}; download the set again")
     return scan
-
-
-def _check_whole(files: Sequence[Path]) -> None:
-    """Raises ValueError if the names say `-of-00294` and not exactly 294 numbers are there."""
-    numbers = [NUMBERED.search(path.name) for path in files]
-    found, totals = {int(n[1]) for n in numbers if n}, {int(n[2]) for n in numbers if n}
-    if totals and (totals != {len(files)} or found != set(range(len(files)))):
-        missing = min(set(range(max(totals))) - found, default=None)
-        what = f"{missing:05d} is missing" if missing is not None else "they belong to different sets"
-        raise ValueError(
-            f"{files[0]}: {len(files)} files in its split, expected {max(totals)} ({what}); download them all"
-        )
 
 
 def _open(path: Path) -> Any:
@@ -98,7 +86,7 @@ def _open(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole parquet file ({error}); download it again") from error
+        raise ValueError(f"{path}: not a whole parquet file ({error}); {remedy(path)}") from error
 
 
 def _read_group(path: Path, file: Any, group: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -125,9 +113,10 @@ def _class_names(files: Sequence[Path]) -> list[str]:
             found.append([str(name) for name in label["names"]] if label else [])
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: no class names in its metadata ({error!r}); download it again") from error
-        if found[-1] != found[0]:
-            raise ValueError(f"{path}: its class names differ from those of {files[0].name}; use files of one set")
-    return found[0] if found else []
+        if found[-1] and found[-1] != next(filter(None, found)):
+            first = next(file for file, names in zip(files, found, strict=False) if names)
+            raise ValueError(f"{path}: its class names differ from those of {first.name}; use files of one set")
+    return next(filter(None, found), [])
 
 
 def _images(path: Path, names: ColumnNames) -> Iterator[LabelledImage]:
