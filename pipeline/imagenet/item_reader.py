@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.files import doing
 from pipeline.imagenet.listing import Item
-from pipeline.imagenet.parquet import ParquetRows
+from pipeline.imagenet.parquet import ParquetRows, is_parquet
 
 
 class ItemReader:
@@ -41,8 +41,7 @@ class ItemReader:
         """The bytes of the item; None if its file has changed."""
         if self._file is None or self._path != item.file:
             self._close()
-            in_parquet = item.file.suffix.lower() == ".parquet"
-            self._file = ParquetRows(item.file) if in_parquet else _ByteRanges(item.file)
+            self._file = ParquetRows(item.file) if is_parquet(item.file.name) else _ByteRanges(item.file)
             self._path = item.file
         return self._file.read(item)
 

@@ -9,14 +9,14 @@ found by type and name (parquet_columns.py). This layout requires pyarrow, an op
 In: the files. Out: a `Part`, and `ParquetRows`, which reads a listed image. An item's offset is its row number, plus
 the image column if the user named it. Its size is that of the whole file, because the size of a row is only known once
 the row is read. Parquet reads a whole row group at a time, so neighbouring rows take one read, but scattered rows take
-one read of a group each.
+one read of a group each: `row_images` streams many rows out of the file with one read of each group.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +30,10 @@ from pipeline.imagenet.parts import Part, check_complete, counted, split_in_file
 
 EXPECTED = "train-*.parquet or validation-*.parquet, there or in data"
 COLUMN_SHIFT = 40  # an item's offset is the row + (number of the image column + 1 if the user named it) << COLUMN_SHIFT
+ROW_MASK = (1 << COLUMN_SHIFT) - 1
+
+
+STREAM_BUFFER, ROWS_PER_READ = 1 << 20, 16  # bytes and rows that are read at a time from a stream
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,19 @@ def _scan(split: str, files: Sequence[Path], names: ColumnNames) -> Scan:
     return scan
 
 
-def _open(path: Path) -> Any:
-    """The file as a pyarrow ParquetFile. ValueError if pyarrow is not installed or the file is damaged."""
+def _open(path: Path, stream: bool = False) -> Any:
+    """The file as a pyarrow ParquetFile, which reads whole row groups or, as a stream, page by page.
+
+    Raises:
+        ValueError: pyarrow is not installed, or the file is damaged.
+    """
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ValueError(f"{path}: parquet needs pyarrow; run: pip install 'alexnet-pipeline[parquet]'") from error
     try:
-        return parquet.ParquetFile(path)  # not memory-mapped: a file that gets shorter would kill the process
+        # Not memory-mapped: a file that gets shorter would kill the process.
+        return parquet.ParquetFile(path, buffer_size=STREAM_BUFFER if stream else 0, pre_buffer=not stream)
     except FileNotFoundError:
         raise
     except (ArrowException, OSError) as error:
@@ -98,6 +107,56 @@ def _read_group(path: Path, file: Any, group: int, columns: Sequence[str]) -> di
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path}: row group {group} cannot be read ({error}); download it again") from error
     return {name: table.column(name) for name in columns}
+
+
+def is_parquet(name: str) -> bool:
+    """Whether a file is parquet by its name."""
+    return name.lower().endswith(".parquet")
+
+
+def row_group_sizes(path: Path) -> list[tuple[int, int]]:
+    """For each row group of a file, the number of its rows and of its uncompressed bytes."""
+    with _open(path) as file:
+        footer = file.metadata
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        return [(group.num_rows, group.total_byte_size) for group in groups]
+
+
+def row_images(
+    path: Path, groups: Sequence[int], column: int, first_row: int, wanted: Set[int]
+) -> Iterator[tuple[int, bytes]]:
+    """Streams images out of row groups, in the file's order. At most two data pages of the column are in memory.
+
+    Args:
+        path: The file.
+        groups: Consecutive row groups.
+        column: The image column, as in an item's offset above COLUMN_SHIFT.
+        first_row: Number of the first row of `groups` in the file.
+        wanted: The rows whose images are given; all are in `groups`.
+
+    Yields:
+        (row, the bytes of its image, empty without an image), by row.
+    """
+    from pyarrow import ArrowException, Table
+
+    with _open(path, stream=True) as file:
+        name = _image_column(path, file.schema_arrow, column)
+        try:
+            for batch in file.iter_batches(ROWS_PER_READ, list(groups), [name], use_threads=False):
+                images = Table.from_batches([batch]).flatten().column(name)
+                for row in range(first_row, first_row + len(images)):
+                    if row in wanted:
+                        yield row, images[row - first_row].as_py() or b""
+                first_row += len(images)
+        except (ArrowException, OSError) as error:
+            raise ValueError(
+                f"{path}: row groups {groups[0]} to {groups[-1]} cannot be read ({error}); download it again"
+            ) from error
+
+
+def _image_column(path: Path, schema: Any, column: int) -> str:
+    """The name of the image column that an item's offset means."""
+    return flat_columns(schema)[column - 1] if column else choose_columns(path, schema).image
 
 
 def _class_names(files: Sequence[Path]) -> list[str]:
@@ -166,13 +225,12 @@ class ParquetRows:
         """The bytes of the item's row, empty without an image; None if the file has another size than when listed."""
         if item.size != self._file_size:
             return None
-        column, row = item.offset >> COLUMN_SHIFT, item.offset & ((1 << COLUMN_SHIFT) - 1)
+        column, row = item.offset >> COLUMN_SHIFT, item.offset & ROW_MASK
         if self._file is None:
             self._file = _open(self._path)
             footer = self._file.metadata
             self._group_ends = list(accumulate(footer.row_group(i).num_rows for i in range(footer.num_row_groups)))
-            schema = self._file.schema_arrow
-            self._column = flat_columns(schema)[column - 1] if column else choose_columns(self._path, schema).image
+            self._column = _image_column(self._path, self._file.schema_arrow, column)
         group = bisect_right(self._group_ends, row)
         if group == len(self._group_ends):
             return None
