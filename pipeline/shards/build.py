@@ -9,6 +9,7 @@ the same command after a crash continues where the last run stopped. The folder 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from pipeline.imagenet.listing import Listing
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.philox import epoch_order
 from pipeline.shards.bottleneck import StageSeconds
-from pipeline.shards.format import INDEX, Manifest, Quarantined
+from pipeline.shards.format import INDEX, ORIGINALS, Manifest, Quarantined, SkippedCount, originals_text
 from pipeline.shards.job import (
     ShardJob,
     ShardResult,
@@ -38,7 +39,7 @@ from pipeline.shards.settings import ShardSettings
 from pipeline.shards.transcode import library_versions
 from pipeline.shards.verify import verify
 from pipeline.shards.work_folder import LOCK, difference_of, locked
-from pipeline.shards.writer import publish
+from pipeline.shards.writer import mark_hashed, publish
 from pipeline.workers import ProgressCallback, Workers, ignore
 
 PLAN = "plan.json"
@@ -208,6 +209,8 @@ class _SplitBuild:
         return self.make()
 
     def _check_finished(self) -> Outcome:
+        if not (self.final / MANIFEST).is_file():
+            raise ValueError(f"{self.final}: no {MANIFEST} in it, so not a shard set; choose another OUT, or remove it")
         (self.final / LOCK).unlink(missing_ok=True)  # left by a run that was killed between rename and unlink
         manifest = open_shards(self.final).manifest
         self._check_inputs(manifest, "choose another OUT, or remove this folder")
@@ -223,6 +226,8 @@ class _SplitBuild:
         """Records in the work folder what it is for, or checks that it is for the same settings and source."""
         path = self.work / PLAN
         remove_temporary(self.work)
+        fsync_folder(self.work)  # warns now, once for all workers, if the file system lacks this or the next operation
+        mark_hashed(self.work / LOCK)
         if not path.is_file():
             write_atomically(path, json.dumps(self.inputs, indent=1))
             return
@@ -281,6 +286,7 @@ class _SplitBuild:
         index = np.concatenate([result.rows for result in results])
         index["shard"] = np.repeat(np.arange(len(results)), [len(result.rows) for result in results])
         shards, listing = tuple(result.record for result in results), self.listing
+        originals = originals_text(listing.originals)
 
         def manifest_of(index_sha256: str) -> Manifest:
             return Manifest(
@@ -291,8 +297,13 @@ class _SplitBuild:
                 index_sha256,
                 **self.inputs,
                 quarantined=tuple(quarantined),
+                skipped=tuple(SkippedCount(skipped.reason, skipped.count) for skipped in listing.skipped),
+                classes_without_images=tuple(listing.classes_without_images()),
+                originals_sha256=hashlib.sha256(originals).hexdigest() if originals else None,
             )
 
+        if originals:
+            write_atomically(self.work / ORIGINALS, originals)
         manifest = publish(self.work, manifest_of, index)
         for result in results:
             journal_path(self.work, result.name).unlink()

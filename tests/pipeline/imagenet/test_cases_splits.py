@@ -13,6 +13,7 @@ from pipeline.imagenet.source import open_source
 from tests.pipeline.imagenet.case_files import SHARK, TENCH, devkit, jpeg, tar_bytes, tree
 from tests.pipeline.imagenet.layout_files import file_of, tar_of, write_parquet_file
 from tests.pipeline.imagenet.test_cases_detection import CLASSES, SORTED_VAL, listed
+from tools.make_shards import check_out
 
 CLASS_TARS = [(f"{wnid}.tar", tar_bytes([(f"{wnid}_1.JPEG", jpeg())])) for wnid in (TENCH, SHARK)]
 VAL_MEMBERS = [(f"ILSVRC2012_val_0000000{n}.JPEG", jpeg(n)) for n in (1, 2)]
@@ -162,6 +163,26 @@ def test_what_would_lose_a_split_or_a_class_is_refused(case: str, tmp_path: Path
     build(tmp_path / "src")
     with pytest.raises(ValueError, match=re.escape(message)):
         listed(open_source(tmp_path / "src"))
+
+
+@pytest.mark.parametrize("out", ["", "train", f"train/{TENCH}/x", "train/sets"])
+def test_out_in_the_source_is_refused(out: str, tmp_path: Path):
+    """The next run would take it for a class, or the set for a split. Beside the split folders it is no harm."""
+    root = with_train(tmp_path / "src", *SORTED_VAL)
+    with pytest.raises(ValueError, match="in the source, where the next run would take it for a part of it"):
+        check_out(root / out, root, open_source(root))
+    check_out(root / "sets", root, open_source(root))
+
+
+def test_out_beside_the_only_folder_of_the_source_is_refused(tmp_path: Path):
+    """Otherwise the next run finds two folders; likewise among class folders."""
+    root = with_train(tmp_path / "src/imagenet", *SORTED_VAL).parent
+    classes = tree(tmp_path / "classes", "cat/1.jpg", "dog/2.jpg")
+    for source in (root, classes):
+        with pytest.raises(ValueError, match="choose another OUT"):
+            check_out(source / "sets", source, open_source(source))
+    with pytest.raises(ValueError, match="a file, expected a folder"):
+        check_out(classes / "cat/1.jpg", classes, open_source(classes))
 
 
 def test_the_plan_says_what_is_missing_or_renumbered(tmp_path: Path):
