@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -47,8 +48,20 @@ def published(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
         # A full disk names no file, and the temporary name means nothing to the user.
         if isinstance(error, OSError) and (error.filename is None or str(error.filename) == str(temporary)):
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
         raise
+
+
+@contextmanager
+def doing(what: str, path: Path | str) -> Iterator[None]:
+    """Makes an `OSError` of the block name its path and what was being done, such as `cannot list the folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror is None or error.strerror.startswith("cannot "):
+            raise
+        name = path if error.filename is None else error.filename
+        raise type(error)(error.errno, f"cannot {what}: {error.strerror}", os.fsdecode(name)) from error
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -81,7 +94,9 @@ def fsync_folder(folder: Path) -> None:
 
 
 def warn_if_unsupported(error: OSError, path: Path, operation: str, consequence: str) -> None:
-    """Warns, once per process and operation, that a file system lacks an operation. Raises every other error.
+    """Warns, once per job and operation, that a file system lacks an operation. Raises every other error.
+
+    Worker processes do not warn: the process that started them has met the same file system before.
 
     Args:
         error: What the operation raised.
@@ -91,7 +106,7 @@ def warn_if_unsupported(error: OSError, path: Path, operation: str, consequence:
     """
     if error.errno not in UNSUPPORTED:
         raise OSError(error.errno, f"cannot {operation}: {error.strerror}", str(path)) from error
-    if operation not in _warned:
+    if operation not in _warned and parent_process() is None:
         _warned.add(operation)
         print(
             f"warning: {path}: this file system cannot {operation} ({error.strerror}); {consequence}", file=sys.stderr

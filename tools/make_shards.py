@@ -102,6 +102,7 @@ def make(args: argparse.Namespace, workers: Workers) -> int:
     from pipeline.shards.build import TooManyQuarantined, make_split, repair_split
 
     source = source_of(args)
+    check_out(args.out, args.source, source)
     make_or_repair = repair_split if args.repair else make_split
     record: dict[str, object] = {"layout": source.layout}
     listings = [source.listing(split) for split in ([args.split] if args.split else source.splits())]
@@ -143,6 +144,21 @@ def source_of(args: argparse.Namespace) -> Source:
     return source
 
 
+def check_out(out: Path, given: Path, source: Source) -> None:
+    """Raises ValueError if the next run would take OUT for a part of SOURCE, or if OUT is no folder."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: a file, expected a folder for the shard sets; choose another OUT")
+    folder, read = out.resolve(), {path.resolve() for part in source.parts.values() for path in part.uses}
+    beside = {path.parent for path in read if path.is_dir()}
+    above, root = given.resolve(), source.root.resolve()
+    in_the_way = folder.is_relative_to(above) and not folder.is_relative_to(root)  # SOURCE would have two folders
+    inside = (
+        folder in {above, root, *beside} or folder.parent in beside or not read.isdisjoint((folder, *folder.parents))
+    )
+    if inside or in_the_way:
+        raise ValueError(f"{out}: in the source, where the next run would take it for a part of it; choose another OUT")
+
+
 def quarantine_limit(given: int | None, listing: Listing) -> int:
     """How many images of a listing may be undecodable or without a usable label."""
     images = len(listing.items) + len(listing.unusable)
@@ -153,6 +169,7 @@ def listing_record(listing: Listing) -> dict[str, object]:
     """What `--json` says about the source of a split."""
     return {
         "skipped": {skipped.reason: skipped.count for skipped in listing.skipped},
+        "skipped_examples": {skipped.reason: list(skipped.examples) for skipped in listing.skipped},
         "unusable": {image.key: image.reason for image in listing.unusable},
         "originals": dict(listing.originals),
         "classes_without_images": listing.classes_without_images(),

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.imagenet.detect import find, find_packed, find_without_split, innermost
+from pipeline.imagenet.detect import find, find_without_split, innermost
 from pipeline.imagenet.entries import folders_in, ignored, sorted_entries
 from pipeline.imagenet.listing import SPLITS
 from pipeline.imagenet.parquet import ColumnNames
 from pipeline.imagenet.parts import Findings, Part
+from pipeline.imagenet.unreadable import find_unreadable
 
 FOLDER_LAYOUTS = ("folders", "kaggle")
 MAX_DEPTH = 8  # folders that may be around the layout
@@ -38,7 +39,7 @@ def descend(root: Path, columns: ColumnNames) -> tuple[Path, Findings]:
             raise ValueError(f"{root}: several sources in it ({names}); run make_shards.py with one of them as SOURCE")
         folder = innermost(root)
         find_without_split(folder, findings)
-    find_packed(folder, findings)
+    find_unreadable(folder, findings)
     return folder, findings
 
 

@@ -6,17 +6,24 @@ for one image in each class folder.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.imagenet.annotations import find_file_classes, missing_classes
-from pipeline.imagenet.devkit import NAME as DEVKIT_NAME
+from pipeline.imagenet.contents import Contents
 from pipeline.imagenet.devkit import number_of
-from pipeline.imagenet.entries import folders_in, has_image, ignored, is_dangling, skip_reason, sorted_entries
+from pipeline.imagenet.entries import (
+    folders_in,
+    has_image,
+    ignored,
+    is_dangling,
+    sorted_entries,
+)
 from pipeline.imagenet.folders import Place, class_folders, flat_images
-from pipeline.imagenet.ilsvrc import CLASS_TAR, IMAGE_TAR, class_tars, image_tars
+from pipeline.imagenet.ilsvrc import class_tars, image_tars
 from pipeline.imagenet.kaggle import SOLUTION, kaggle_images
 from pipeline.imagenet.labels import WNID
 from pipeline.imagenet.listing import SPLITS
@@ -29,60 +36,14 @@ from pipeline.imagenet.parts import (
     is_numbered,
     split_in_file,
     split_of_folder,
+    split_word,
 )
+from pipeline.imagenet.unreadable import problem_of
 from pipeline.imagenet.webdataset import webdataset_part
 
-ARCHIVE = re.compile(r".*\.(zip|7z|rar|tar\.\w+|tgz|tbz2?|txz)", re.IGNORECASE)
 WRAPPERS = frozenset({"images", "image", "imgs", "data", "jpegimages"})  # folders around class folders or images
 FEW_FILES = 0.01  # share of images beside class folders that is skipped rather than refused
 SAMPLE_NAMES = 100  # file names that are looked at to find out how images are named
-
-
-@dataclass(frozen=True)
-class Contents:
-    """The entries of a folder by kind, without ignored ones.
-
-    Attributes:
-        folder: The folder.
-        folders: Folders in it.
-        images: Names of the image files.
-        files: Other files.
-    """
-
-    folder: Path
-    folders: list[Path]
-    images: list[str]
-    files: list[Path]
-
-    @classmethod
-    def of(cls, folder: Path) -> Contents:
-        """Reads the names in a folder."""
-        found = cls(folder, folders_in(folder), [], [])
-        for entry in sorted_entries(folder):
-            if not ignored(entry.name) and not entry.is_dir():
-                if skip_reason(entry) is None:
-                    found.images.append(entry.name)
-                else:
-                    found.files.append(Path(entry.path))
-        return found
-
-    def class_tars(self) -> list[Path]:
-        """Tars that are named by a wnid."""
-        return [path for path in self.files if CLASS_TAR.fullmatch(path.name)]
-
-    def shards(self) -> list[Path]:
-        """Tars of any other name."""
-        others = (CLASS_TAR, IMAGE_TAR, DEVKIT_NAME)
-        tars = [path for path in self.files if path.suffix.lower() == ".tar" and path.is_file()]
-        return [path for path in tars if not any(other.fullmatch(path.name) for other in others)]
-
-    def parquet(self) -> list[Path]:
-        """Parquet files, without the tables that img2dataset writes beside its tars."""
-        return [p for p in self.files if p.suffix == ".parquet" and not p.with_suffix(".tar").is_file()]
-
-    def archives(self) -> list[Path]:
-        """Files that must be unpacked or decompressed first."""
-        return [p for p in self.files if ARCHIVE.fullmatch(p.name) and not DEVKIT_NAME.fullmatch(p.name)]
 
 
 def find(root: Path, names: ColumnNames) -> Findings:
@@ -94,13 +55,55 @@ def find(root: Path, names: ColumnNames) -> Findings:
         if split := split_of_folder(folder.name):
             inside.setdefault(split, []).append(folder)
     findings.add(*_no_folders(place, inside))
+    for split in SPLITS:
+        if split not in inside and (folders := _folders_with_word(split, place.images, bool(inside))):
+            inside[split] = folders
     for split, folders in inside.items():
         findings.add(*_in_split_folders(split, folders, place, names))
     here = Contents.of(root)
     for split in SPLITS:
-        findings.add(*image_tars(split, here.files, [root, *folders_in(root)]))
-    findings.add(*_shards_by_name(here, place, findings), *_parquet_by_name(here, place, names))
+        by_name = [path for path in here.shards() if split_in_file(path.name) == split]
+        findings.add(*image_tars(split, here.files, by_name, [root, *folders_in(root)]))
+    findings.add(*_shards_by_name(here, place, findings), *_parquet_by_name(here, place, names, findings))
+    if findings.parts:
+        findings.add(*_unnamed_splits(place, findings, inside))
     return findings
+
+
+def _folders_with_word(split: str, folder: Path, beside_others: bool) -> list[Path]:
+    """The folders that have the split as a word in their names, such as `val_sorted`, and seem to hold a split.
+
+    Without a split folder beside them they need class folders, tars or parquet files: a class may be a bullet train.
+    """
+    found = []
+    for path in folders_in(folder):
+        if split_of_folder(path.name) is None and split_word(path.name) == split:
+            content = Contents.of(path)
+            packed = content.class_tars() or content.shards() or content.parquet()
+            if packed or any(map(has_image, content.folders)) or (beside_others and content.images):
+                found.append(path)
+    return found
+
+
+def _unnamed_splits(place: Place, findings: Findings, inside: Mapping[str, Sequence[Path]]) -> Iterator[Problem]:
+    """Problems for folders that hold class folders as the one split does, if nothing gives the other split."""
+    seen = {part.split for part in findings.parts} | {problem.split for problem in findings.problems}
+    missing = next((split for split in SPLITS if split not in seen), None)
+    if missing is None or not inside:
+        return
+    splits = [path for paths in inside.values() for path in paths]
+    classes = [folder for path in splits for folder in folders_in(_unwrapped("", path))]
+    names, read = {folder.name for folder in classes}, {path.resolve() for path in (*splits, *classes)}
+    for path in folders_in(place.images):
+        inner = folders_in(path)
+        if not read.isdisjoint(folder.resolve() for folder in (path, *inner)):  # read already, perhaps by links
+            continue
+        if split_word(path.name) == _other(missing) or (missing == "train" and path.name.lower() == "test"):
+            continue
+        if any(folder.name in names and has_image(folder) for folder in inner):
+            text = f"{path}: class folders like those of {_other(missing)}, but nothing is named {missing}; rename it"
+            fix = f"to {missing} if it is that split, or use --split {_other(missing)}"
+            yield Problem(place.layout, missing, f"{text} {fix}")
 
 
 def _no_folders(place: Place, inside: Mapping[str, object]) -> Iterator[Problem]:
@@ -148,10 +151,11 @@ def _in_split_folders(
         found.append(_flat(split, contents[0], place))
     files = [path for content in contents for path in content.files]
     if not has_classes:
-        found += image_tars(split, files, [place.root, *inside])
+        found += image_tars(split, files, shards, [place.root, *inside])
+        shards = [path for path in shards if not any(isinstance(f, Part) and path in f.uses for f in found)]
     found += [webdataset_part(split, shards, where), parquet_parts(split, parquet, where, names)]
     if not has_classes:
-        found += [_packed(split, path, always=True) for content in contents for path in content.archives()[:1]]
+        found += [problem_of(split, path, always=True) for content in contents for path in content.archives()[:1]]
     if not any(found):
         names_found = ", ".join(sorted(p.name for c in contents for p in (*c.folders, *c.files))[:5])
         text = f"{full[0]}: no image in it or its folders (found {names_found}); expected class folders with images"
@@ -173,6 +177,9 @@ def _beside_classes(
     archives = [path for content in contents for path in content.archives() if re.match(r"n\d{8}\.", path.name)]
     packed = [path for path in (*tars, *archives) if path.name.partition(".")[0] not in full]
     problems = []
+    for path in [path for content in contents for path in content.dangling][:1]:
+        text = f"{path}: a link to {os.readlink(path)}, which does not exist; correct it, or remove it"
+        problems.append(Problem(place.layout, split, text, always=True))
     if packed:
         text = f"{packed[0]}: a class that is not unpacked, unlike others ({counted(len(packed), 'file')} in all)"
         problems.append(Problem(place.layout, split, f"{text}; unpack it into a folder, or remove it", always=True))
@@ -215,6 +222,11 @@ def _shards_by_name(here: Contents, place: Place, findings: Findings) -> list[Pa
     """
     split_of = {path: split_in_file(path.name) for path in here.shards()}
     given = {part.split: part.layout for part in findings.parts}
+    missing = [split for split in SPLITS if split not in given]
+    if given and missing and "webdataset" in given.values() and None in split_of.values():
+        path = next(path for path, split in split_of.items() if split is None)
+        text = f"{path}: no split in its name, and nothing else gives {missing[0]}; move it into a folder {missing[0]}"
+        return [Problem("webdataset", missing[0], f"{text}, or use --split {_other(missing[0])}")]
     if given:
         split_of = {path: split for path, split in split_of.items() if split}
         for split, layout in given.items():
@@ -227,11 +239,13 @@ def _shards_by_name(here: Contents, place: Place, findings: Findings) -> list[Pa
         return [Problem("webdataset", split, f"{unclear[0]}: {text}", always=True) for split in SPLITS]
     by_split = {split: [path for path, s in split_of.items() if s == split] for split in SPLITS}
     if unclear:
-        by_split = {split_of_folder(place.root.resolve().name) or "train": unclear}
+        by_split = {_split_of_source(place.root) or "train": unclear}
     return [webdataset_part(split, tars, place.relative([place.root])) for split, tars in by_split.items()]
 
 
-def _parquet_by_name(here: Contents, place: Place, names: ColumnNames) -> list[Part | Problem | None]:
+def _parquet_by_name(
+    here: Contents, place: Place, names: ColumnNames, findings: Findings
+) -> list[Part | Problem | None]:
     """The parts for parquet files in the source's folder or in its subfolder data."""
     for content in (here, Contents.of(place.root / "data")):
         files = content.parquet()
@@ -239,11 +253,11 @@ def _parquet_by_name(here: Contents, place: Place, names: ColumnNames) -> list[P
         where = place.relative([content.folder])
         found: list[Part | Problem | None] = [parquet_parts(s, paths, where, names) for s, paths in by_split.items()]
         unclear = [path for path in files if split_in_file(path.name) is None]
+        if unclear and not findings.parts:
+            text = f"{unclear[0]}: no split in its name; rename it to train-{unclear[0].name}"
+            return [*found, *(Problem("parquet", s, text, any(found)) for s in SPLITS)]
         if any(found):
             return found
-        if unclear:
-            text = f"{unclear[0]}: no split in its name; rename it to train-{unclear[0].name}"
-            return [Problem("parquet", "train", text)]
     return []
 
 
@@ -260,7 +274,7 @@ def innermost(root: Path) -> Path:
 def find_without_split(root: Path, findings: Findings) -> None:
     """Adds the part for a folder that is itself a split: class folders, class tars or images without a split folder."""
     here, place = Contents.of(root), _place(root)
-    split = split_of_folder(root.resolve().name) or "train"
+    split = _split_of_source(root) or "train"
     folders = [folder for folder in here.folders if folder.name.lower() != "test"]
     if any(has_image(folder) for folder in folders):
         part = class_folders(split, folders, [root], place)
@@ -275,26 +289,11 @@ def find_without_split(root: Path, findings: Findings) -> None:
         findings.add(_flat(split, here, place))
 
 
-def find_packed(root: Path, findings: Findings) -> None:
-    """Adds problems for archives that seem to hold a split, or some of its tars, which cannot be read."""
-    given = {part.split: part.layout for part in findings.parts}
-    for content in (Contents.of(root), Contents.of(root / "data")):
-        for path in content.archives():
-            split = split_in_file(path.name) or ("train" if not given else None)
-            if split in SPLITS and given.get(str(split), "webdataset") == "webdataset":
-                findings.add(_packed(str(split), path, always=str(split) in given))
-
-
-def _packed(split: str, path: Path, always: bool = False) -> Problem:
-    """The problem of an archive that must be unpacked first."""
-    if path.suffix.lower() in (".zip", ".7z", ".rar"):
-        tool = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x"}[path.suffix.lower()]
-        fix = f"unpack it there: {tool} {path.name}"
-    else:
-        fix = f"decompress it to a .tar, which is then read in place: gunzip {path.name}"
-        if not re.search(r"\.(tar\.gz|tgz)$", path.name, re.IGNORECASE):
-            fix = f"unpack it there: tar -xf {path.name}"
-    return Problem("webdataset", split, f"{path}: packed, so its images cannot be read in place; {fix}", always)
+def _split_of_source(root: Path) -> str | None:
+    """The split that the name of the source's folder means, such as `imagenetv2-format-val`; None if it means none."""
+    name = root.resolve().name
+    word = split_word(name)
+    return split_of_folder(name) or (word if word in SPLITS else None)
 
 
 def _other(split: str) -> str:

@@ -13,7 +13,7 @@ import scipy.io
 
 from pipeline.imagenet.entries import sorted_entries
 from pipeline.imagenet.listing import ClassName
-from pipeline.imagenet.tar_members import open_tar
+from pipeline.imagenet.tar_members import DAMAGED, open_tar
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 NAME = re.compile(r"ILSVRC2012_devkit_t12\b.*?(\.tar|\.tar\.gz|\.tgz)?", re.IGNORECASE)
@@ -49,7 +49,12 @@ def read_synsets(devkit: Path) -> dict[int, ClassName]:
 def read_ground_truth(devkit: Path) -> list[str]:
     """The wnid of every validation image, in the order of their numbers."""
     class_of_id = read_synsets(devkit)
-    ids = [int(line) for line in _devkit_file(devkit, GROUND_TRUTH).split()]
+    try:
+        ids = [int(line) for line in _devkit_file(devkit, GROUND_TRUTH).split()]
+    except ValueError as error:
+        if str(devkit) in str(error):
+            raise
+        raise ValueError(f"{devkit}: its {GROUND_TRUTH} is not one number per line; download it again") from error
     if unknown := set(ids) - set(class_of_id):
         raise ValueError(
             f"{devkit}: its ground truth names class {min(unknown)}, but its meta.mat has no such class;"
@@ -71,10 +76,15 @@ def _devkit_file(devkit: Path, name: str) -> bytes:
             if (folder / name).is_file():
                 return (folder / name).read_bytes()
     else:
-        with open_tar(devkit) as tar:
-            for member in tar:
-                if member.name.endswith(name):
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    return file.read()
+        try:
+            with open_tar(devkit) as tar:
+                for member in tar:
+                    if member.name.endswith(name):
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        return file.read()
+        except DAMAGED as error:
+            if str(devkit) in str(error):
+                raise
+            raise ValueError(f"{devkit}: damaged ({error}); download it again") from error
     raise ValueError(f"{devkit}: no {name} in it; expected ILSVRC2012's devkit for tasks 1 and 2, download it again")

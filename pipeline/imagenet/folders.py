@@ -14,8 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.files import doing
 from pipeline.imagenet.annotations import FileClasses
-from pipeline.imagenet.entries import Skipped, ignored, image_suffixes, is_dangling, sorted_entries, walk_images
+from pipeline.imagenet.entries import (
+    Skipped,
+    ignored,
+    image_suffixes,
+    is_dangling,
+    is_folder,
+    sorted_entries,
+    text_of,
+    walk_images,
+)
 from pipeline.imagenet.kaggle import MAPPING, read_mapping
 from pipeline.imagenet.labels import LabelledImage, Scan, scan_of
 from pipeline.imagenet.listing import ClassName
@@ -87,10 +97,10 @@ def flat_images(split: str, folder: Path, count: int, classes: FileClasses, plac
             for entry in walk_images(folder, skipped, deep=False):
                 seen.add(os.path.splitext(entry.name)[0])
                 wnid = class_of(entry.name)
-                problem = "" if wnid else f"{entry.name}: no line of {table} names it; use matching files"
+                problem = "" if wnid else f"no line of {table} names it; use matching files"
                 yield _image(entry, wnid, problem)
             for stem in sorted(named - seen):
-                problem = f"{table} names {stem}, which is not in {folder}; unpack the set again"
+                problem = f"{table} names it, but there is no such file; unpack the set again"
                 yield LabelledImage(f"{stem}.JPEG", None, folder / f"{stem}.JPEG", 0, 0, problem)
 
         return scan_of(images(), skipped)
@@ -106,14 +116,15 @@ def _image(entry: os.DirEntry[str], label: str | None, problem: str = "") -> Lab
     if is_dangling(entry):
         problem = f"a link to {os.readlink(entry.path)}, which does not exist"
         return LabelledImage(entry.name, None, Path(entry.path), 0, 0, problem)
-    return LabelledImage(entry.name, label, Path(entry.path), 0, entry.stat().st_size, problem)
+    with doing("read the size", entry.path):
+        return LabelledImage(entry.name, label, Path(entry.path), 0, entry.stat().st_size, problem)
 
 
 def _reason_beside_classes(entry: os.DirEntry[str]) -> str | None:
     """Why an entry beside class folders is skipped; None for a class folder."""
     if reason := ignored(entry.name):
         return reason
-    if entry.is_dir():
+    if is_folder(entry):
         return None
     return "file beside class folders"
 
@@ -138,7 +149,7 @@ def _classes(scan: Scan, place: Place, folders: Sequence[Path]) -> Mapping[str, 
 def _words(place: Place) -> dict[str, str]:
     """Wnid -> words, from tiny-imagenet's words.txt or ImageNet-100's Labels.json; empty without them."""
     if (path := place.root / WORDS).is_file():
-        lines = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines())
+        lines = (line.partition("\t") for line in text_of(path).splitlines())
         return {wnid: words.strip() or wnid for wnid, _, words in lines}
     if (path := place.root / LABELS).is_file():
         try:

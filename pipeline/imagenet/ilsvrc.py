@@ -23,6 +23,7 @@ from pipeline.imagenet.labels import WNID, LabelledImage, Scan, scan_of
 from pipeline.imagenet.listing import ClassName
 from pipeline.imagenet.parts import Part, Problem, counted
 from pipeline.imagenet.tar_members import read_members
+from pipeline.imagenet.unreadable import why_unreadable
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
@@ -31,12 +32,15 @@ IMAGE_TAR = re.compile(r"ILSVRC2012_img_(train|val)(?![a-z0-9]).*\.tar", re.IGNO
 CLASS_TAR = re.compile(r"n\d{8}\.tar")
 
 
-def image_tars(split: str, files: Sequence[Path], folders: Sequence[Path]) -> list[Part | Problem]:
+def image_tars(
+    split: str, files: Sequence[Path], others: Sequence[Path], folders: Sequence[Path]
+) -> list[Part | Problem]:
     """The parts for the image tars of a split.
 
     Args:
         split: `train` or `val`.
-        files: Where to look for the tar.
+        files: Where to look for the tar by its name.
+        others: Tars of the split with any name. If there is one, its members decide whether it is the image tar.
         folders: Where to look for the devkit.
     """
     tars = [p for p in files if (match := IMAGE_TAR.fullmatch(p.name)) and match[1].lower() == split]
@@ -44,6 +48,8 @@ def image_tars(split: str, files: Sequence[Path], folders: Sequence[Path]) -> li
     if tars and len(exact or tars) > 1:
         names = " and ".join(map(str, exact or tars))
         return [Problem("ilsvrc", split, f"{names}: two tars for {split}; move one of them away")]
+    if not tars and len(others) == 1 and _is_image_tar(others[0]):
+        tars = list(others)
     if not tars:
         return []
     path, devkit = (exact or tars)[0], find_devkit(*folders)
@@ -69,6 +75,17 @@ def class_tars(split: str, tars: Sequence[Path], folders: Sequence[Path], where:
     what = f"{counted(len(tars), 'class tar')} in {where}"
     uses = (*tars, devkit) if devkit else tuple(tars)
     return Part("ilsvrc", split, what, uses, scan, lambda _, __, scans: _classes(scans[split], devkit))
+
+
+def _is_image_tar(path: Path) -> bool:
+    """Whether the first member is a class tar, or a validation image without a label or a class in its name."""
+    try:
+        names = [name for name, _ in zip((name for name, _, _ in read_members(path)), range(2), strict=False)]
+    except ValueError:
+        return False
+    images = [name.rpartition("/")[2].startswith("ILSVRC2012_val_") and _wnid_in(name) is None for name in names]
+    same_key = len({name.rpartition("/")[2].partition(".")[0] for name in names}) < len(names)
+    return bool(names) and (names[0].endswith(".tar") or (all(images) and not same_key))
 
 
 def _classes(scan: Scan, devkit: Path | None) -> Mapping[str, ClassName]:
@@ -124,6 +141,8 @@ def _train_scan(path: Path, devkit: Path | None) -> Scan:
             if ignored_in_path(name):
                 skipped.add(str(ignored_in_path(name)), name)
                 continue
+            if why := why_unreadable(Path(name)):
+                raise ValueError(f"{path}: holds {name}: {why}")
             is_class_tar = name.endswith(".tar")
             wnid = name.removesuffix(".tar").rpartition("/")[2] if is_class_tar else _wnid_in(name)
             if wnids is not None and (is_class_tar or wnid) and wnid not in wnids:

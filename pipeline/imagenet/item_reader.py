@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.files import doing
 from pipeline.imagenet.listing import Item
-from pipeline.imagenet.parquet import ParquetRows
+from pipeline.imagenet.parquet import ParquetRows, is_parquet
 
 
 class ItemReader:
@@ -26,11 +27,8 @@ class ItemReader:
             ValueError: The file is gone, or its size has changed since it was listed.
         """
         try:
-            if self._file is None or self._path != item.file:
-                self._close()
-                self._file = ParquetRows(item.file) if item.file.suffix == ".parquet" else _ByteRanges(item.file)
-                self._path = item.file
-            data = self._file.read(item)
+            with doing("read", item.file):
+                data = self._read(item)
         except FileNotFoundError as error:
             raise ValueError(
                 f"{item.file}: gone since it was listed (image {item.key}); run the same command again"
@@ -38,6 +36,14 @@ class ItemReader:
         if data is None:
             raise ValueError(f"{item.file}: changed since it was listed (image {item.key}); run the same command again")
         return data
+
+    def _read(self, item: Item) -> bytes | None:
+        """The bytes of the item; None if its file has changed."""
+        if self._file is None or self._path != item.file:
+            self._close()
+            self._file = ParquetRows(item.file) if is_parquet(item.file.name) else _ByteRanges(item.file)
+            self._path = item.file
+        return self._file.read(item)
 
     def __enter__(self) -> ItemReader:
         return self

@@ -13,6 +13,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from pipeline.imagenet.entries import text_of
+
 IMAGES = Path("ILSVRC") / "Data" / "CLS-LOC"
 SOLUTION = "LOC_val_solution.csv"
 MAPPING = "LOC_synset_mapping.txt"
@@ -30,11 +32,10 @@ def read_solution(path: Path) -> dict[str, str]:
     The wnid is the first word of PredictionString, `n01751748 111 108 230 230 ...`; the numbers are a bounding box. An
     image without a class is left out.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: begins with {rows.fieldnames}, expected ImageId,PredictionString")
-        words_of = {row["ImageId"]: (row["PredictionString"] or "").split() for row in rows}
+    rows = csv.DictReader(text_of(path).splitlines())
+    if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
+        raise ValueError(f"{path}: begins with {rows.fieldnames}, expected ImageId,PredictionString; download it again")
+    words_of = {row["ImageId"]: (row["PredictionString"] or "").split() for row in rows}
     wnid_of = {name: words[0] for name, words in words_of.items() if words}
     if not wnid_of:
         raise ValueError(f"{path}: line 2 has no class, nor has any other; download it again")
@@ -45,5 +46,5 @@ def read_mapping(path: Path) -> dict[str, str]:
     """Wnid -> words, from lines such as `n01440764 tench, Tinca tinca`; empty if there is no such file."""
     if not path.is_file():
         return {}
-    lines = (line.strip().partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip().partition(" ") for line in text_of(path).splitlines())
     return {wnid: words.strip() or wnid for wnid, _, words in lines if wnid}

@@ -9,28 +9,31 @@ found by type and name (parquet_columns.py). This layout requires pyarrow, an op
 In: the files. Out: a `Part`, and `ParquetRows`, which reads a listed image. An item's offset is its row number, plus
 the image column if the user named it. Its size is that of the whole file, because the size of a row is only known once
 the row is read. Parquet reads a whole row group at a time, so neighbouring rows take one read, but scattered rows take
-one read of a group each.
+one read of a group each: `row_images` streams many rows out of the file with one read of each group.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from pipeline.imagenet.entries import remedy
 from pipeline.imagenet.labels import LabelledImage, Scan, classes_by_label, outlying_labels, scan_of
 from pipeline.imagenet.listing import ClassName, Item
 from pipeline.imagenet.parquet_columns import Columns, choose_columns, flat_columns, label_text
-from pipeline.imagenet.parts import Part, counted, split_in_file
+from pipeline.imagenet.parts import Part, check_complete, counted, split_in_file, without_numbers
 
 EXPECTED = "train-*.parquet or validation-*.parquet, there or in data"
-NUMBERED = re.compile(r"-(\d+)-of-(\d+)")
 COLUMN_SHIFT = 40  # an item's offset is the row + (number of the image column + 1 if the user named it) << COLUMN_SHIFT
+ROW_MASK = (1 << COLUMN_SHIFT) - 1
+
+
+STREAM_BUFFER, ROWS_PER_READ = 1 << 20, 16  # bytes and rows that are read at a time from a stream
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def parquet_parts(split: str, files: Sequence[Path], where: str, names: ColumnNa
     """The part for a split's parquet files. None if there is no file."""
     if not files:
         return None
-    what = f"{files[0].name if len(files) == 1 else counted(len(files), 'parquet file')} in {where}"
+    count = counted(len(files), "parquet file") + without_numbers(files)
+    what = f"{files[0].name if len(files) == 1 else count} in {where}"
     return Part("parquet", split, what, tuple(files), lambda: _scan(split, files, names), _classes)
 
 
@@ -68,37 +72,30 @@ def _classes(split: str, parts: Mapping[str, Part], scans: Mapping[str, Scan]) -
 
 
 def _scan(split: str, files: Sequence[Path], names: ColumnNames) -> Scan:
-    _check_whole(files)
+    check_complete(files)
     scan = scan_of(image for file in files for image in _images(file, names))
     if not len(scan.items):
         raise ValueError(f"{files[0]}: no row in it, nor in any other file of {split}; download the set again")
     return scan
 
 
-def _check_whole(files: Sequence[Path]) -> None:
-    """Raises ValueError if the names say `-of-00294` and not exactly 294 numbers are there."""
-    numbers = [NUMBERED.search(path.name) for path in files]
-    found, totals = {int(n[1]) for n in numbers if n}, {int(n[2]) for n in numbers if n}
-    if totals and (totals != {len(files)} or found != set(range(len(files)))):
-        missing = min(set(range(max(totals))) - found, default=None)
-        what = f"{missing:05d} is missing" if missing is not None else "they belong to different sets"
-        raise ValueError(
-            f"{files[0]}: {len(files)} files in its split, expected {max(totals)} ({what}); download them all"
-        )
+def _open(path: Path, stream: bool = False) -> Any:
+    """The file as a pyarrow ParquetFile, which reads whole row groups or, as a stream, page by page.
 
-
-def _open(path: Path) -> Any:
-    """The file as a pyarrow ParquetFile. ValueError if pyarrow is not installed or the file is damaged."""
+    Raises:
+        ValueError: pyarrow is not installed, or the file is damaged.
+    """
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ValueError(f"{path}: parquet needs pyarrow; run: pip install 'alexnet-pipeline[parquet]'") from error
     try:
-        return parquet.ParquetFile(path)  # not memory-mapped: a file that gets shorter would kill the process
+        # Not memory-mapped: a file that gets shorter would kill the process.
+        return parquet.ParquetFile(path, buffer_size=STREAM_BUFFER if stream else 0, pre_buffer=not stream)
     except FileNotFoundError:
         raise
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole parquet file ({error}); download it again") from error
+        raise ValueError(f"{path}: not a whole parquet file ({error}); {remedy(path)}") from error
 
 
 def _read_group(path: Path, file: Any, group: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -110,6 +107,56 @@ def _read_group(path: Path, file: Any, group: int, columns: Sequence[str]) -> di
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path}: row group {group} cannot be read ({error}); download it again") from error
     return {name: table.column(name) for name in columns}
+
+
+def is_parquet(name: str) -> bool:
+    """Whether a file is parquet by its name."""
+    return name.lower().endswith(".parquet")
+
+
+def row_group_sizes(path: Path) -> list[tuple[int, int]]:
+    """For each row group of a file, the number of its rows and of its uncompressed bytes."""
+    with _open(path) as file:
+        footer = file.metadata
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        return [(group.num_rows, group.total_byte_size) for group in groups]
+
+
+def row_images(
+    path: Path, groups: Sequence[int], column: int, first_row: int, wanted: Set[int]
+) -> Iterator[tuple[int, bytes]]:
+    """Streams images out of row groups, in the file's order. At most two data pages of the column are in memory.
+
+    Args:
+        path: The file.
+        groups: Consecutive row groups.
+        column: The image column, as in an item's offset above COLUMN_SHIFT.
+        first_row: Number of the first row of `groups` in the file.
+        wanted: The rows whose images are given; all are in `groups`.
+
+    Yields:
+        (row, the bytes of its image, empty without an image), by row.
+    """
+    from pyarrow import ArrowException, Table
+
+    with _open(path, stream=True) as file:
+        name = _image_column(path, file.schema_arrow, column)
+        try:
+            for batch in file.iter_batches(ROWS_PER_READ, list(groups), [name], use_threads=False):
+                images = Table.from_batches([batch]).flatten().column(name)
+                for row in range(first_row, first_row + len(images)):
+                    if row in wanted:
+                        yield row, images[row - first_row].as_py() or b""
+                first_row += len(images)
+        except (ArrowException, OSError) as error:
+            raise ValueError(
+                f"{path}: row groups {groups[0]} to {groups[-1]} cannot be read ({error}); download it again"
+            ) from error
+
+
+def _image_column(path: Path, schema: Any, column: int) -> str:
+    """The name of the image column that an item's offset means."""
+    return flat_columns(schema)[column - 1] if column else choose_columns(path, schema).image
 
 
 def _class_names(files: Sequence[Path]) -> list[str]:
@@ -125,9 +172,10 @@ def _class_names(files: Sequence[Path]) -> list[str]:
             found.append([str(name) for name in label["names"]] if label else [])
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: no class names in its metadata ({error!r}); download it again") from error
-        if found[-1] != found[0]:
-            raise ValueError(f"{path}: its class names differ from those of {files[0].name}; use files of one set")
-    return found[0] if found else []
+        if found[-1] and found[-1] != next(filter(None, found)):
+            first = next(file for file, names in zip(files, found, strict=False) if names)
+            raise ValueError(f"{path}: its class names differ from those of {first.name}; use files of one set")
+    return next(filter(None, found), [])
 
 
 def _images(path: Path, names: ColumnNames) -> Iterator[LabelledImage]:
@@ -177,13 +225,12 @@ class ParquetRows:
         """The bytes of the item's row, empty without an image; None if the file has another size than when listed."""
         if item.size != self._file_size:
             return None
-        column, row = item.offset >> COLUMN_SHIFT, item.offset & ((1 << COLUMN_SHIFT) - 1)
+        column, row = item.offset >> COLUMN_SHIFT, item.offset & ROW_MASK
         if self._file is None:
             self._file = _open(self._path)
             footer = self._file.metadata
             self._group_ends = list(accumulate(footer.row_group(i).num_rows for i in range(footer.num_row_groups)))
-            schema = self._file.schema_arrow
-            self._column = flat_columns(schema)[column - 1] if column else choose_columns(self._path, schema).image
+            self._column = _image_column(self._path, self._file.schema_arrow, column)
         group = bisect_right(self._group_ends, row)
         if group == len(self._group_ends):
             return None

@@ -29,15 +29,22 @@ class Columns:
     label: str
 
 
-def flat_columns(schema: Any) -> list[str]:
-    """The columns of an Arrow schema; a struct's fields as `NAME.FIELD`."""
+def flat_types(schema: Any) -> dict[str, Any]:
+    """The columns of an Arrow schema with their types; a struct's fields as `NAME.FIELD`."""
     from pyarrow import types
 
-    names = []
+    found: dict[str, Any] = {}
     for column in schema:
-        fields = [f"{column.name}.{f.name}" for f in column.type] if types.is_struct(column.type) else [column.name]
-        names += fields
-    return names
+        if types.is_struct(column.type):
+            found |= {f"{column.name}.{field.name}": field.type for field in column.type}
+        else:
+            found[column.name] = column.type
+    return found
+
+
+def flat_columns(schema: Any) -> list[str]:
+    """The names of `flat_types`."""
+    return list(flat_types(schema))
 
 
 def choose_columns(path: Path, schema: Any, image: str | None = None, label: str | None = None) -> Columns:
@@ -114,7 +121,7 @@ def _choose(
     path: Path, schema: Any, what: str, given: str | None, found: Sequence[str], known: Sequence[str], expected: str
 ) -> str:
     """The column `given`, the one with the best known name, or the only one."""
-    every = ", ".join(flat_columns(schema))
+    every = ", ".join(f"{name} ({kind})" for name, kind in flat_types(schema).items())
     if given is not None:
         if given not in found:
             raise ValueError(f"{path}: columns {every}; --{what}-column {given} is none that can hold {what}s")

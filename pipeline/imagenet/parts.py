@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from pipeline.imagenet.labels import Scan
 from pipeline.imagenet.listing import ClassName
 
 _SPLIT = re.compile(
-    r"(?:ILSVRC2012_img_|imagenet[-_]?)?(?:(train(?:ing)?)|(val|valid|validation|validate))"
+    r"(?:ILSVRC2012_img_|imagenet[-_]?)?(?:(train(?:ing)?)|(val|valid|validation|validate|eval|evaluation|dev))"
     r"(?:[._ -]?(?:set|images?|data))?([._ -]?(?:x|part)?[._ -]?\d+|\.x)?",
     re.IGNORECASE,
 )
 _SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|validation|val|test)(?![a-z])", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.*?)(\d+)(?:-of-(\d+))?(\D*)", re.DOTALL)  # the last number of a file's name
+MAX_NUMBERS = 4  # missing numbers that the plan names
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Findings:
 
 def split_of_folder(name: str) -> str | None:
     """The split that a folder's name means (`Train`, `validation`, `train.X1`); None if it means none."""
-    match = _SPLIT.fullmatch(name)
+    match = _SPLIT.fullmatch(name.strip().removesuffix(".parquet"))  # Spark writes a folder of that name
     return None if match is None else "train" if match[1] else "val"
 
 
@@ -85,6 +87,36 @@ def split_in_file(name: str) -> str | None:
     """The split in a file's name: preferably a word of its own (imagenet1k-train-0000), otherwise part of a word."""
     found = _SPLIT_WORD.search(name) or re.search("(train|val)", name, re.IGNORECASE)
     return {"validation": "val", "training": "train"}.get(found[1].lower(), found[1].lower()) if found else None
+
+
+def split_word(name: str) -> str | None:
+    """The split that is a word of its own in a folder's name, such as `val_sorted`; None if there is none."""
+    found = _SPLIT_WORD.findall(name)
+    return split_in_file(name) if len(found) == 1 else None
+
+
+def check_complete(files: Sequence[Path]) -> None:
+    """Raises ValueError if the names say `-of-00294` and not exactly 294 numbers are there."""
+    numbers = [match for path in files if (match := re.search(r"-(\d+)-of-(\d+)", path.name))]
+    found, totals = {int(n[1]) for n in numbers}, {int(n[2]) for n in numbers}
+    if totals and (totals != {len(files)} or found != set(range(len(files)))):
+        missing = min(set(range(max(totals))) - found, default=None)
+        what = f"{missing:05d} is missing" if missing is not None else "they belong to different sets"
+        raise ValueError(
+            f"{files[0]}: {len(files)} files in its split, expected {max(totals)} ({what}); download them all"
+        )
+
+
+def without_numbers(files: Sequence[Path]) -> str:
+    """For the plan: which numbers the names of files leave out, as ` (without 2)`; empty if they leave out none."""
+    matches = [_NUMBERED.fullmatch(path.name) for path in files]
+    if len({(m[1], m[4]) if m else None for m in matches}) != 1 or len(files) < 3:
+        return ""
+    numbers = {int(m[2]) for m in matches if m}
+    missing = sorted(set(range(min(numbers), max(numbers))) - numbers)
+    if not missing or len(missing) >= len(numbers):  # more gaps than files: the numbers do not count files
+        return ""
+    return f" (without {', '.join(map(str, missing[:MAX_NUMBERS]))}{', ...' if len(missing) > MAX_NUMBERS else ''})"
 
 
 def counted(count: int, noun: str, nouns: str | None = None) -> str:

@@ -22,8 +22,12 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from pipeline.imagenet import folders, ilsvrc, kaggle, parquet, webdataset
+from pipeline.imagenet.agreement import check_agreement, renumbered
 from pipeline.imagenet.choose import decide, descend, unused_entries
+from pipeline.imagenet.entries import shown, text_of
 from pipeline.imagenet.labels import Scan, listing_of, merged_classes
 from pipeline.imagenet.listing import SPLITS, ClassName, Listing
 from pipeline.imagenet.parquet import ColumnNames as ColumnNames
@@ -90,7 +94,8 @@ class Source:
                 lines.append(f"  unusable: {len(listing.unusable):,} (first: {first})")
             if without := listing.classes_without_images():
                 lines.append(f"  classes without images: {len(without):,} ({_names(without)})")
-        if unused := [os.path.relpath(path, self.root) for path in self.unused]:
+            lines += renumbered(listing)
+        if unused := [shown(os.path.relpath(path, self.root)) for path in self.unused]:
             lines.append(f"not used: {_names(unused)}")
         return lines
 
@@ -111,14 +116,16 @@ class Source:
         if self.class_list is not None:
             return merged_classes(self.class_list)
         found = merged_classes(name for names in self._class_of.values() for name in names.values())
-        wnids = [{name.wnid for name in names.values()} for names in self._class_of.values()]
-        if len({part.layout for part in self.parts.values()}) > 1 and not set.intersection(*wnids):
-            examples = " and ".join(min(names) for names in wnids)
-            raise ValueError(
-                f"{self.root}: the splits have no class in common ({examples}), so labels would not agree;"
-                " use --split, or files of one set"
-            )
+        listed = [{name.wnid for name in names.values()} for names in self._class_of.values()]
+        check_agreement(listed, [self._classes_with_images(split) for split in self._class_of], self.root)
         return found
+
+    def _classes_with_images(self, split: str) -> set[str]:
+        """The wnids of the classes that have images in a split."""
+        scan, class_of = self._scan(split), self._class_of[split]
+        counts = np.bincount(scan.items.label, minlength=len(scan.labels)).tolist()
+        used = [label for label, count in zip(scan.labels, counts, strict=True) if count and label in class_of]
+        return {class_of[label].wnid for label in used}
 
     def _scan(self, split: str) -> Scan:
         if split not in self._scans:
@@ -149,6 +156,8 @@ def open_source(
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}, expected one of {', '.join(LAYOUTS)}")
     expected = LAYOUTS[layout] if layout else "; or ".join(LAYOUTS.values())
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"{root}: a file, expected the folder that holds it; use {root.parent} as SOURCE")
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; expected one with {expected}")
     folder, findings = descend(root, columns)
@@ -164,9 +173,9 @@ def open_source(
 def read_class_list(path: Path) -> list[ClassName]:
     """The classes in a file, in its order: a wnid per line, with its words behind it if there are any."""
     try:
-        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: no class list ({error}); expected a text file with a wnid per line") from error
+        lines = [line.split(maxsplit=1) for line in text_of(path).splitlines() if line.strip()]
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; expected a text file with a wnid per line") from error
     names = [ClassName(line[0], line[-1].strip()) for line in lines]  # without words, the wnid is the words
     if not names or len({name.wnid for name in names}) < len(names):
         raise ValueError(f"{path}: {'a class twice' if names else 'no class'}; expected each wnid once, one per line")

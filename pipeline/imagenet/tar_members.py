@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
+
+from pipeline.imagenet.entries import remedy
+
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, ValueError)
 
 
 def open_tar(path: Path) -> tarfile.TarFile:
@@ -21,8 +26,10 @@ def open_tar(path: Path) -> tarfile.TarFile:
     """
     try:
         return tarfile.open(path)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path}: not a tar ({error}); download it again") from error
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path}: not a whole tar; {remedy(path)}") from error
 
 
 def read_members(path: Path, within: tuple[int, int] | None = None) -> Iterator[tuple[str, int, int]]:
@@ -49,10 +56,20 @@ def read_members(path: Path, within: tuple[int, int] | None = None) -> Iterator[
                         ranges[_normal(member.name)] = found
                         yield member.name, *found
                     tar.members.clear()  # tarfile keeps every header that it has read: gigabytes for ImageNet
+                _check_end(path, tar, within, size)
         except tarfile.TarError as error:
             if within is None and (kind := _compression(path)):
                 raise ValueError(f"{path}: compressed by {kind}; decompress it to a plain .tar first") from error
-            raise ValueError(f"{path}: not a whole tar at byte {start} ({error}); download it again") from error
+            raise ValueError(f"{path}: not a whole tar at byte {start} ({error}); {remedy(path)}") from error
+
+
+def _check_end(path: Path, tar: tarfile.TarFile, within: tuple[int, int] | None, size: int) -> None:
+    """Raises ValueError if a tar has no mark behind its last member: it may have been cut off there."""
+    if tar.offset < size:
+        return
+    where = path if within is None else f"{path}: the tar at its byte {within[0]}"
+    fix = "download it again" if within else f"download it again or, if it is whole, run: truncate -s +1024 {path.name}"
+    raise ValueError(f"{where} has no end mark behind its last member, so it may be cut off; {fix}")
 
 
 def _byte_range(

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.imagenet.entries import Skipped
 from pipeline.imagenet.labels import LabelledImage, Scan, classes_by_label, outlying_labels, scan_of
 from pipeline.imagenet.listing import ClassName
-from pipeline.imagenet.parts import Part, counted
+from pipeline.imagenet.parts import Part, check_complete, counted, without_numbers
 from pipeline.imagenet.tar_samples import class_in_folder, images_by_name, samples, wnid_in_name
 
 MANIFEST = "manifest.json"  # of a shard set. It is defined here because `shards` imports `imagenet`, never the reverse.
@@ -30,12 +30,13 @@ def webdataset_part(split: str, tars: Sequence[Path], where: str) -> Part | None
         return None
     manifest = tars[0].parent / MANIFEST
     uses = (*tars, manifest) if manifest.is_file() else tuple(tars)
-    what = f"{tars[0].name if len(tars) == 1 else counted(len(tars), 'tar')} in {where}"
+    what = f"{tars[0].name if len(tars) == 1 else counted(len(tars), 'tar') + without_numbers(tars)} in {where}"
     return Part("webdataset", split, what, uses, lambda: _scan(split, tars), _classes)
 
 
 def _scan(split: str, tars: Sequence[Path]) -> Scan:
     """The samples of a split by their labels. If no sample has one, its name or its folder gives the class."""
+    check_complete(tars)
     by_wnid = partial(images_by_name, class_of=wnid_in_name)
     by_folder = partial(images_by_name, class_of=class_in_folder)
     first_error: ValueError | None = None

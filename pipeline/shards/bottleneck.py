@@ -9,13 +9,17 @@ MIN_JOBS_PER_WORKER = 4  # with fewer, workers that finish early are idle for a 
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Seconds that workers spent in each stage, summed over workers. `write_s` includes checksums and disk waits."""
+    """Seconds that workers spent in each stage, summed over workers.
+
+    `write_s` includes checksums and disk waits. `row_groups_s` is the time of unpacking parquet row groups, if any.
+    """
 
     read_s: float = 0.0
     decode_s: float = 0.0
     resize_s: float = 0.0
     encode_s: float = 0.0
     write_s: float = 0.0
+    row_groups_s: float = 0.0
 
     def __add__(self, other: StageSeconds) -> StageSeconds:
         return StageSeconds(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -55,11 +59,14 @@ def find_bottleneck(spent: StageSeconds, wall_s: float, workers: int, cores: int
         jobs: Number of shards written.
     """
     capacity_s = max(workers * wall_s, spent.total_s())
-    shares = {name.removesuffix("_s"): seconds / capacity_s for name, seconds in asdict(spent).items()}
+    seconds_of = {name: s for name, s in asdict(spent).items() if s or name != "row_groups_s"}
+    shares = {name.removesuffix("_s").replace("_", " "): s / capacity_s for name, s in seconds_of.items()}
     shares["idle"] = 1 - spent.total_s() / capacity_s
     compute = shares["decode"] + shares["resize"] + shares["encode"]
     # Decode, resize and encode compete for the same cores, so they count as one candidate against disk and idle time.
     candidates = {"idle": shares["idle"], "read": shares["read"], "write": shares["write"], "compute": compute}
+    if "row groups" in shares:
+        candidates["row groups"] = shares["row groups"]
     part = max(candidates, key=lambda name: candidates[name])
     if part == "compute":
         part = max(("decode", "resize", "encode"), key=lambda name: shares[name])
@@ -75,6 +82,8 @@ def _advice(part: str, workers: int, cores: int, jobs: int) -> str:
             return "workers mostly start up and wait for work: use fewer --workers"
         case "read":
             return "the source's disk or network is too slow: copy the source to a faster disk, or use more --workers"
+        case "row groups":
+            return "each parquet row group was read once and unpacked into OUT: use a faster disk for SOURCE and OUT"
         case "write":
             return "the destination's disk is too slow: write to a faster disk"
         case _ if workers < cores:

@@ -9,10 +9,9 @@ the same command after a crash continues where the last run stopped. The folder 
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.files import fsync_folder, remove_temporary, warn_if_unsupported, write_atomically
+from pipeline.files import fsync_folder, remove_temporary, write_atomically
 from pipeline.imagenet.listing import Listing
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.philox import epoch_order
 from pipeline.shards.bottleneck import StageSeconds
-from pipeline.shards.format import INDEX, Manifest, Quarantined
+from pipeline.shards.format import INDEX, ORIGINALS, Manifest, Quarantined, SkippedCount, originals_text
 from pipeline.shards.job import (
     ShardJob,
     ShardResult,
@@ -35,14 +34,15 @@ from pipeline.shards.job import (
     write_journal_entry,
 )
 from pipeline.shards.reader import open_shards, read_index, rows_by_shard
+from pipeline.shards.row_groups import unpacked
 from pipeline.shards.settings import ShardSettings
 from pipeline.shards.transcode import library_versions
 from pipeline.shards.verify import verify
-from pipeline.shards.writer import publish
+from pipeline.shards.work_folder import LOCK, difference_of, locked
+from pipeline.shards.writer import mark_hashed, publish
 from pipeline.workers import ProgressCallback, Workers, ignore
 
 PLAN = "plan.json"
-LOCK = "lock"
 SOURCE_MAY_CHANGE = "may change"  # in PLAN, once too many images were undecodable: the user will replace some
 
 
@@ -175,9 +175,11 @@ class _SplitBuild:
         if self.final.exists():
             return self._check_finished()
         self._unusable()  # before any work
-        with _locked(self.work):
+        with locked(self.work):
             self._begin()
-            results = run_jobs(plan(self.listing, self.settings, self.work), self.workers, self.progress)
+            jobs = plan(self.listing, self.settings, self.work)
+            with unpacked(jobs, self.work, self.workers) as (with_images, unpacking):
+                results = run_jobs(with_images, self.workers, self.progress)
             found = [*self._unusable(), *(entry for result in results for entry in result.quarantined)]
             quarantined = sorted(found, key=lambda entry: entry.key)
             self._check_quarantine(results, quarantined)
@@ -186,7 +188,7 @@ class _SplitBuild:
             (self.final / LOCK).unlink()
             fsync_folder(self.root)
         spent = [result.stage_seconds for result in results if result.stage_seconds is not None]
-        return Outcome(manifest, len(spent), sum(spent, StageSeconds()))
+        return Outcome(manifest, len(spent), sum(spent, unpacking))
 
     def repair(self) -> Outcome:
         """See `repair_split`."""
@@ -207,6 +209,8 @@ class _SplitBuild:
         return self.make()
 
     def _check_finished(self) -> Outcome:
+        if not (self.final / MANIFEST).is_file():
+            raise ValueError(f"{self.final}: no {MANIFEST} in it, so not a shard set; choose another OUT, or remove it")
         (self.final / LOCK).unlink(missing_ok=True)  # left by a run that was killed between rename and unlink
         manifest = open_shards(self.final).manifest
         self._check_inputs(manifest, "choose another OUT, or remove this folder")
@@ -215,13 +219,15 @@ class _SplitBuild:
 
     def _check_inputs(self, manifest: Manifest, remedy: str) -> None:
         found = {"settings": manifest.settings, "source": manifest.source}
-        if difference := _difference(found, self.inputs):
+        if difference := difference_of(found, self.inputs):
             raise ValueError(f"{self.final}: made with other settings or source ({difference}); {remedy}")
 
     def _begin(self) -> None:
         """Records in the work folder what it is for, or checks that it is for the same settings and source."""
         path = self.work / PLAN
         remove_temporary(self.work)
+        fsync_folder(self.work)  # warns now, once for all workers, if the file system lacks this or the next operation
+        mark_hashed(self.work / LOCK)
         if not path.is_file():
             write_atomically(path, json.dumps(self.inputs, indent=1))
             return
@@ -229,7 +235,7 @@ class _SplitBuild:
         if found.get("source") == SOURCE_MAY_CHANGE:
             found["source"] = self.inputs["source"]
             self._remove_surplus_shards()
-        if difference := _difference(found, self.inputs):
+        if difference := difference_of(found, self.inputs):
             raise ValueError(
                 f"{self.work}: begun with other settings or source ({difference});"
                 " use the same source and options again, or remove the folder"
@@ -280,6 +286,7 @@ class _SplitBuild:
         index = np.concatenate([result.rows for result in results])
         index["shard"] = np.repeat(np.arange(len(results)), [len(result.rows) for result in results])
         shards, listing = tuple(result.record for result in results), self.listing
+        originals = originals_text(listing.originals)
 
         def manifest_of(index_sha256: str) -> Manifest:
             return Manifest(
@@ -290,8 +297,13 @@ class _SplitBuild:
                 index_sha256,
                 **self.inputs,
                 quarantined=tuple(quarantined),
+                skipped=tuple(SkippedCount(skipped.reason, skipped.count) for skipped in listing.skipped),
+                classes_without_images=tuple(listing.classes_without_images()),
+                originals_sha256=hashlib.sha256(originals).hexdigest() if originals else None,
             )
 
+        if originals:
+            write_atomically(self.work / ORIGINALS, originals)
         manifest = publish(self.work, manifest_of, index)
         for result in results:
             journal_path(self.work, result.name).unlink()
@@ -310,30 +322,3 @@ class _SplitBuild:
             rows["shard"] = 0
             missing = [reasons[item.key] for item in job.items if item.key in reasons] if reasons else []
             write_journal_entry(job, ShardResult(job.name, record, rows, missing, None))
-
-
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Makes the work folder and locks it, so that two runs never write there at once."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{work}: another run is writing here; wait for it or choose another folder") from error
-        except OSError as error:
-            warn_if_unsupported(error, work, "lock files", "do not start two runs on this folder at once")
-        yield
-
-
-def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """The entries that differ, as `quality 90, now 85`; empty if all are equal."""
-    if not isinstance(found, dict) or found.keys() != expected.keys():
-        return "its record is damaged"
-    parts = []
-    for key, value in expected.items():
-        if isinstance(value, dict):
-            parts.append(_difference(found[key], value))
-        elif found[key] != value:
-            parts.append(f"{key} {found[key]}, now {value}")
-    return ", ".join(filter(None, parts))

@@ -6,6 +6,7 @@ A shard set is one folder per split. The same input gives the same bytes:
     train-000000.idx ...   DALI's index v1.2, for fn.readers.webdataset
     index.npy              INDEX_DTYPE, one row per sample; the row number is the sample id
     wids.json, _info.json  the tars and the number of samples in each, for the wids and timm packages
+    originals.jsonl        the source's path of each sample whose key does not give it; absent if there is none
     manifest.json          the content of the set, its settings and source, and a hash of every file; written last
 
 A folder without a manifest is not a shard set. A file gets its final name only once it is complete.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,12 @@ import numpy as np
 
 from pipeline.imagenet.listing import ClassName
 
-FORMAT = "alexnet-pipeline shards, version 3"
+FORMAT_NAME, FORMAT_VERSION = "alexnet-pipeline shards, version ", 4
+FORMAT = f"{FORMAT_NAME}{FORMAT_VERSION}"
+# Versions with the same tars and index. Version 3 has no record of what was skipped and of original paths.
+READABLE_VERSIONS = (3, 4)
 INDEX = "index.npy"
+ORIGINALS = "originals.jsonl"
 DALI_INDEX_SUFFIX = ".idx"
 WIDS_INDEX = "wids.json"  # wids.ShardListDataset(".../wids.json")
 TIMM_INFO = "_info.json"  # timm.create_dataset("wds/", root=".../train", split="train")
@@ -82,6 +87,14 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
+class SkippedCount:
+    """How many entries of the source were skipped for one reason, such as `hidden` or `suffix .txt`."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of `manifest.json`.
 
@@ -94,6 +107,9 @@ class Manifest:
         settings: Free-form record of the settings and library versions that made the set.
         source: Free-form record of the source that the set was made from.
         quarantined: Images that are not in the set, sorted by key.
+        skipped: Entries of the source that are no images, sorted by reason.
+        classes_without_images: Wnids of the classes that no image of the source had.
+        originals_sha256: SHA-256 of originals.jsonl; None without that file.
     """
 
     split: str
@@ -104,6 +120,9 @@ class Manifest:
     settings: dict[str, Any]
     source: dict[str, Any]
     quarantined: tuple[Quarantined, ...]
+    skipped: tuple[SkippedCount, ...] = ()
+    classes_without_images: tuple[str, ...] = ()
+    originals_sha256: str | None = None
 
     def to_json(self) -> str:
         """The text of the file. Equal manifests give equal text; the last field is the hash of all others."""
@@ -119,20 +138,44 @@ class Manifest:
             path: Where it came from, for the error message only.
 
         Raises:
-            ValueError: The text is not an intact manifest of this format version.
+            ValueError: The text is not an intact manifest of one of READABLE_VERSIONS.
         """
         try:
             fields = json.loads(text)
-            if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+            found = fields.pop("format", None) if isinstance(fields, dict) else None
+            version = str(found).removeprefix(FORMAT_NAME)
+            if not str(found).startswith(FORMAT_NAME) or not version.isdecimal():
                 raise ValueError(f"its format is not {FORMAT!r}")
-            if fields.pop("sha256") != _json_sha256({"format": FORMAT, **fields}):
+            if int(version) not in READABLE_VERSIONS:
+                raise OtherVersion(path, int(version))
+            if fields.pop("sha256") != _json_sha256({"format": found, **fields}):
                 raise ValueError("its text does not match its own sha256")
             fields["classes"] = tuple(ClassName(**entry) for entry in fields["classes"])
             fields["shards"] = tuple(ShardRecord(**entry) for entry in fields["shards"])
             fields["quarantined"] = tuple(Quarantined(**entry) for entry in fields["quarantined"])
+            fields["skipped"] = tuple(SkippedCount(**entry) for entry in fields.get("skipped", ()))
+            fields["classes_without_images"] = tuple(fields.get("classes_without_images", ()))
             return cls(**fields)
+        except OtherVersion:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a shard set's manifest ({error}); {repair_hint(path.parent)}") from error
+
+
+class OtherVersion(ValueError):
+    """A manifest of a version that this project does not read."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        fix = f"make the set again into another folder: python tools/make_shards.py SOURCE {path.parent.parent}-new"
+        if version > FORMAT_VERSION:
+            fix = "update this project"
+        super().__init__(f"{path}: a shard set of format version {version}, expected one of {READABLE_VERSIONS}; {fix}")
+
+
+def originals_text(originals: Mapping[str, str]) -> bytes:
+    """The content of originals.jsonl: one JSON object per line with `key` and `path`, sorted by key."""
+    lines = (json.dumps({"key": key, "path": path}, ensure_ascii=False) for key, path in sorted(originals.items()))
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _json_sha256(fields: dict[str, Any]) -> str:

@@ -34,12 +34,14 @@ class ShardJob:
         name: File name without suffix, such as `train-000000`.
         items: The images of the shard, in the order in which they are written.
         resize: How each image is stored.
+        unpacked: The same items at another place, from which they are read; None reads them from where they are.
     """
 
     folder: Path
     name: str
     items: Items
     resize: ResizeSettings
+    unpacked: Items | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +83,10 @@ def _transcode_items(job: ShardJob) -> tuple[list[Sample], list[Quarantined], St
     samples: dict[int, Sample] = {}
     quarantined: dict[int, Quarantined] = {}
     spent_s = dict.fromkeys(("read", "decode", "resize", "encode"), 0.0)
+    items = job.items if job.unpacked is None else job.unpacked
     with ItemReader() as reader:
-        for place in _source_order(job.items).tolist():
-            item = job.items[place]
+        for place in _source_order(items).tolist():
+            item = items[place]
             times_s = [time.perf_counter()]
             try:
                 data = reader.read(item)

@@ -21,9 +21,9 @@ import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError, features
 
+from pipeline.imagenet.entries import FORMATS
 from pipeline.shards.settings import ResizeSettings
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows more, and starts other programs for some
 MAX_JPEG_SIDE = 65_500  # pixels; libjpeg's limit
 MAX_PIXELS = 2**26  # of a source image; decoding that many takes about 400 MB. ImageNet's images have fewer.
 EXIF_ORIENTATION_TAG = 0x0112
@@ -73,6 +73,8 @@ def decode(data: bytes, settings: ResizeSettings) -> np.ndarray:
     Raises:
         Undecodable: The bytes are damaged, of another format, or promise more than MAX_PIXELS.
     """
+    if not data:
+        raise Undecodable("no image bytes")
     if not settings.apply_exif and (pixels := _decode_regular_jpeg(data, settings.short_side)) is not None:
         return pixels
     try:
@@ -172,7 +174,7 @@ def _stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     # convert("RGB") would clip values at 255.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE, (16,))[0]
         shift = 4 if bits == 12 else 8
         return Image.fromarray((np.asarray(image) >> shift).astype(np.uint8)).convert("RGB")

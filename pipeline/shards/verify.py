@@ -24,7 +24,9 @@ from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.shards.format import (
     DALI_INDEX_SUFFIX,
     INDEX,
+    ORIGINALS,
     Manifest,
+    OtherVersion,
     ShardRecord,
     dali_index,
     other_indexes,
@@ -75,6 +77,8 @@ def verify(folder: Path, deep: bool, workers: Workers, progress: ProgressCallbac
     """
     try:
         manifest = Manifest.from_json((folder / MANIFEST).read_text(errors="replace"), folder / MANIFEST)
+    except OtherVersion:
+        raise
     except (OSError, ValueError) as error:
         return [Fault(MANIFEST, f"missing or damaged ({error})")]
     try:
@@ -91,7 +95,12 @@ def verify(folder: Path, deep: bool, workers: Workers, progress: ProgressCallbac
 
 
 def _wrong_indexes(folder: Path, manifest: Manifest) -> Iterator[Fault]:
-    """Faults of the index files for other packages."""
+    """Faults of the index files for other packages, and of the original paths."""
+    originals = folder / ORIGINALS
+    if manifest.originals_sha256 and not originals.is_file():
+        yield Fault(ORIGINALS, "missing")
+    elif manifest.originals_sha256 and sha256_of(originals) != manifest.originals_sha256:
+        yield Fault(ORIGINALS, "its sha256 is not the manifest's")
     for name, content in other_indexes(manifest).items():
         if not (folder / name).is_file():
             yield Fault(name, "missing")

@@ -196,8 +196,10 @@ def test_class_folders_without_a_split_are_train(tmp_path: Path):
 
 
 def test_a_folder_around_class_folders_is_no_class(tmp_path: Path):
-    """As in imagenetv2-matched-frequency-format-val, unpacked in SOURCE."""
+    """As in imagenetv2-matched-frequency-format-val, unpacked in SOURCE, whose name has the split."""
     tree(tmp_path, *(f"imagenetv2-format-val/{n}/a{n}.jpeg" for n in (0, 2, 10)))
+    assert [c.wnid for c in open_source(tmp_path).listing("val").classes] == ["0", "2", "10"]
+    (tmp_path / "imagenetv2-format-val").rename(tmp_path / "set")
     assert [c.wnid for c in open_source(tmp_path).listing("train").classes] == ["0", "2", "10"]
 
 

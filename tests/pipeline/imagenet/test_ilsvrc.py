@@ -48,7 +48,7 @@ def break_no_devkit(root: Path) -> str:
 
 def break_devkit(root: Path) -> str:
     (root / DEVKIT).write_bytes(b"not a tar")
-    return "not a tar"
+    return "ILSVRC2012_devkit_t12.tar.gz: not a whole tar; download it again"
 
 
 def break_train_tar_cut(root: Path) -> str:

@@ -47,10 +47,10 @@ WRONG_KAGGLE: dict[str, Callable[[Path], object]] = {
     ).mkdir(),
 }
 UNUSABLE: dict[str, Callable[[Path], object]] = {
-    f"{VAL_1}.JPEG: no line of LOC_val_solution.csv names it": lambda r: edit(
+    "no line of LOC_val_solution.csv names it": lambda r: edit(
         r / "LOC_val_solution.csv", VAL_1, "ILSVRC2012_val_00000002"
     ),
-    f"LOC_val_solution.csv names {VAL_1}, which is not in": lambda r: (
+    "LOC_val_solution.csv names it, but there is no such file": lambda r: (
         r / f"ILSVRC/Data/CLS-LOC/val/{VAL_1}.JPEG"
     ).unlink(),
     "no class n12345678 in the source's list of 4 classes": lambda r: edit(
@@ -72,9 +72,7 @@ def test_an_image_that_does_not_fit_is_not_an_item(reason: str, roots: Callable[
     root = shutil.copytree(roots("kaggle"), tmp_path / "copy")
     UNUSABLE[reason](root)
     listing = open_source(root).listing("val")
-    assert [(image.key, image.reason.partition(";")[0].partition(" in /")[0]) for image in listing.unusable] == [
-        (VAL_1, reason.removesuffix(" in"))
-    ]
+    assert [(image.key, image.reason.partition(";")[0]) for image in listing.unusable] == [(VAL_1, reason)]
     assert len(listing.items) == len(open_source(roots("kaggle")).listing("val").items) - 1
 
 

@@ -155,7 +155,7 @@ def test_columns_are_found_by_type_and_name(tmp_path: Path):
         with pytest.raises(ValueError, match=message):
             columns_of(tmp_path, both, names)
     assert columns_of(tmp_path, both, ColumnNames("right", "class_name")) == [("a", b"r")]
-    with pytest.raises(ValueError, match="columns image; expected image"):
+    with pytest.raises(ValueError, match=r"columns image \(binary\); expected image"):
         columns_of(tmp_path, {"image": [b"p"]})
 
 

@@ -187,7 +187,7 @@ NOT_AN_IMAGE = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="300" height="300"><rect width="9" height="9"/></svg>',
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 300 300\nshowpage\n",
     "pdf": encoded("PDF"),
-    "ppm": encoded("PPM"),
+    "pcx": encoded("PCX"),
     "only-soi": b"\xff\xd8",
     "soi-eoi": b"\xff\xd8\xff\xd9",
     "png-signature": b"\x89PNG\r\n\x1a\n",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipeline.imagenet.entries import FORMATS, image_suffixes
 from pipeline.shards.settings import ResizeSettings
 from pipeline.shards.transcode import Undecodable, _decode_regular_jpeg, decode, transcode
 from tests.support.image_files import encoded, photo
@@ -26,6 +27,12 @@ def sixteen_bit(image: Image.Image) -> Image.Image:
     """16-bit grey: the image in the upper byte, other values in the lower byte."""
     grey = np.asarray(image.convert("L")).astype(np.uint16)
     return Image.fromarray(grey << 8 | (255 - grey))
+
+
+def pgm_of_16_bits(image: Image.Image) -> bytes:
+    """A binary PGM with two bytes per value: the image in the upper byte."""
+    values = np.asarray(image.convert("L")).astype(">u2") << 8
+    return b"P5 %d %d 65535\n" % image.size + values.astype(">u2").tobytes()
 
 
 def grey(image: Image.Image) -> Image.Image:
@@ -59,10 +66,14 @@ LOSSLESS = {
     ),
     "BMP": (lambda image: encoded(image, "BMP"), same),
     "TIFF": (lambda image: encoded(image, "TIFF"), same),
+    "PPM": (lambda image: encoded(image, "PPM"), same),
+    "16-bit PGM": (lambda image: pgm_of_16_bits(image), grey),
+    "JPEG 2000": (lambda image: encoded(image, "JPEG2000"), same),
 }
 LOSSY = {
     "JPEG": (lambda image: encoded(image, "JPEG", quality=95), same),
     "grey JPEG": (lambda image: encoded(image.convert("L"), "JPEG", quality=95), grey),
+    "AVIF": (lambda image: encoded(image, "AVIF", quality=95), same),
     "CMYK": (lambda image: encoded(image.convert("CMYK"), "JPEG", quality=95), same),
     "progressive": (lambda image: encoded(image, "JPEG", quality=95, progressive=True), same),
     "JPEG coded as RGB": (lambda image: encoded(image, "JPEG", quality=95, keep_rgb=True), same),
@@ -105,10 +116,24 @@ def test_the_stored_file_has_the_requested_subsampling(subsampling: str, luma: t
         assert [plane[1:3] for plane in image.layer] == [luma, (1, 1), (1, 1)]
 
 
-@pytest.mark.parametrize("format", ["EPS", "PPM", "PCX", "TGA", "ICO", "PDF"])
+@pytest.mark.parametrize("format", ["EPS", "PCX", "TGA", "ICO", "PDF"])
 def test_other_formats_are_refused(format: str):
     with pytest.raises(Undecodable, match="not an image in a known format"):
         transcode(encoded(photo(64, 64), format), PLAIN)
+
+
+def test_every_listed_suffix_is_decoded_and_no_other_is_listed():
+    """A file that `entries` lists as an image is of a format that `decode` tries."""
+    kinds = {Image.registered_extensions()[suffix] for suffix in image_suffixes()}
+    assert kinds == {*FORMATS, "MPO"}, "the reader of MPO is that of JPEG"
+    assert {".ppm", ".avif", ".jp2", ".jfif", ".mpo"} <= image_suffixes()
+    assert image_suffixes().isdisjoint({".eps", ".pdf", ".tga", ".psd", ".h5"})
+
+
+def test_an_image_without_bytes_has_its_own_reason():
+    """A null in a parquet file, or an empty file."""
+    with pytest.raises(Undecodable, match=r"^no image bytes$"):
+        transcode(b"", PLAIN)
 
 
 # ---- EXIF ---------------------------------------------------------------------------------------------------------

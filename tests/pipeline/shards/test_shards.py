@@ -31,6 +31,7 @@ from pipeline.shards.job import ShardJob
 from pipeline.shards.reader import ShardSet, open_shards
 from pipeline.shards.settings import ResizeSettings, ShardSettings
 from pipeline.shards.transcode import transcode
+from pipeline.shards.work_folder import locked
 from pipeline.workers import IN_PROCESS, Workers, ignore, workers_of
 from tests.support.shard_fixtures import SHARD_SETTINGS, decoded
 
@@ -248,7 +249,7 @@ def test_too_many_undecodable_images_publish_nothing(listing: Listing, tmp_path:
 
 
 def test_two_runs_at_once_on_one_folder_are_refused(listing: Listing, tmp_path: Path):
-    with build._locked(tmp_path / "train.unfinished"), pytest.raises(ValueError, match="another run is writing"):
+    with locked(tmp_path / "train.unfinished"), pytest.raises(ValueError, match="another run is writing"):
         make_split(listing, tmp_path, SHARD_SETTINGS, IN_PROCESS, 10, ignore)
 
 
