@@ -116,7 +116,8 @@ def train_to_target(
         on_step: called after every optimizer step.
     """
     layout = torch.channels_last  # half the CPU time of a step
-    net = FourLayerNet(settings.activation, int(labels.max()) + 1, settings.seed).to(memory_format=layout)
+    net = FourLayerNet(settings.activation, int(labels.max()) + 1, settings.seed)
+    net = net.to(memory_format=layout)  # type: ignore[call-overload]
     groups = [
         {"params": [p for name, p in net.named_parameters() if name.endswith(kind)], "lr": factor}
         for kind, factor in (("weight", settings.learning_rate), ("bias", 2 * settings.learning_rate))
