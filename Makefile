@@ -19,7 +19,7 @@ FAST := -m 'not slow' --ignore tests/model/parallel
 SHARDS ?= $(or $(DATA),data)/$(if $(IMAGENET),imagenet-256,sample-256)/train
 
 .DEFAULT_GOAL := help
-.PHONY: help env sample shards pca train check test lint soak bench bench-baselines bench-startup gpu-check clean
+.PHONY: help env sample shards pca train check test lint notebook soak bench bench-baselines bench-startup gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -78,6 +78,11 @@ bench-startup: $(READY) ## measure how long --help of each tool takes
 
 gpu-check: $(READY) ## check what needs a CUDA device: tests, pixels, throughput, stall report; writes to benchmarks/
 	$(RUN_ALL) gpu-check
+
+notebook: sample pca ## run docs/alexnet.py and write docs/alexnet.ipynb with its outputs (after `make train`)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[notebook]'
+	$(BIN)/jupytext --quiet --to ipynb --output docs/alexnet.ipynb docs/alexnet.py
+	$(BIN)/jupyter-execute --inplace docs/alexnet.ipynb
 
 clean: ## remove the environment and the caches; data/ and runs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
