@@ -85,6 +85,7 @@ MAY_USE: dict[str, set[str]] = {
     "model/runs": set(),
     "model/run_lock": set(),
     "model/checkpoint": {"safetensors", "torch"},
+    "model/transfer": {"safetensors", "torch"},
     "inference": {"numpy", "torch"},
     "tools": {"numpy", "psutil", "torch"},
     "tools/bench_baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},

@@ -24,6 +24,7 @@ from model.parallel.ranks import no_mark
 from model.parallel.watchdog import Watchdog
 from model.recipe import PlateauState, learning_rates
 from model.trainer import Hooks, Interrupted, StepTimes, Trainer
+from model.transfer import load_layers, skip_frozen_gradients
 from pipeline.loader.loader import Batch, view_loader
 from pipeline.profiling.clocks import StepClocks
 from pipeline.shards.reader import ShardSet
@@ -66,6 +67,8 @@ class TrainingRun:
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
         state = self._restored(model, optimizer, begin_from)
+        if self.ranks.place.world == 1:
+            skip_frozen_gradients(model)
         if self.ranks.first:
             due = state.step == job.loop.steps_per_epoch
             self.folder.forget_after(state.optimizer_steps, validation_is_due=due)
@@ -78,6 +81,8 @@ class TrainingRun:
             own = checkpoint.optimizer_steps_of(path) if path and self.ranks.first else -1
             path = checkpoint.named(self.folder.checkpoints, self.ranks.largest(own))
         if path is None:
+            if self.job.init_from:
+                load_layers(self.job.init_from[0], model, self.job.init_from[1])
             return TrainState.start()
         if not (path / checkpoint.STATE).is_file():
             found = f"rank {self.ranks.place.rank} does not see this checkpoint, from which rank 0 resumes"
