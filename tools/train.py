@@ -3,8 +3,8 @@
     python tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
     torchrun --nproc-per-node 2 tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
 
-Writes runs/NAME/: config.json, metrics.jsonl, train.log (what the screen shows), checkpoints/, stall.json and
-report.html.
+Writes runs/NAME/: config.json, metrics.jsonl, train.log (what the screen shows), checkpoints/, model-card.md (what was
+trained, its scores, how to load it), stall.json and report.html.
 
 SIGTERM, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the command
 that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last undamaged

@@ -31,6 +31,7 @@ from pipeline.shards.reader import ShardSet
 from tools.shared.checkpoint_data import data_record
 from tools.shared.cli import Progress, one_line
 from tools.shared.job import Job
+from tools.shared.model_card import update_card
 from tools.shared.run_description import describe, format_bytes
 from tools.shared.stall_report import Trained, report
 from tools.shared.stop_signals import StopRequested, StopSignals, resume_command
@@ -61,7 +62,7 @@ class TrainingRun:
         self.clocks = StepClocks()
         self.saved = self.ranks_apart = False
         self.stopped_by = 0
-        self._signals, self._log_failed = signals, False
+        self._signals, self._log_failed, self._card_failed = signals, False, False
         self._saved_steps = -1  # optimizer steps of the checkpoint that this process saved last
         self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
@@ -218,6 +219,8 @@ class TrainingRun:
             warn(f"{error}; the last checkpoint is {checkpoint.latest(folder)}")
         self.saved = not self.ranks.any(failed)
         self._saved_steps = state.optimizer_steps if self.saved else -1
+        if self.saved and self.ranks.first and not self._card_failed:
+            self._card_failed = not update_card(self.job, state)
 
     def _stopped(self) -> bool:
         # A signal may reach only some of the ranks. All must end after the same step, or the others would wait forever.
