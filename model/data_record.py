@@ -18,6 +18,7 @@ class DataRecord:
         pixels: number of pixels that the eigenbasis was measured on.
         arrays: the mean image and the RGB eigenbasis, by the names of the eigenbasis.
         versions: versions of the libraries that trained, by name.
+        resize: how the images of the shard set were resized and stored, by setting; empty if that is not known.
     """
 
     classes: list[list[str]]
@@ -25,6 +26,7 @@ class DataRecord:
     pixels: int
     arrays: dict[str, Tensor]
     versions: dict[str, str] = field(default_factory=dict)
+    resize: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """The entries of state.json; `arrays` are in a file of their own."""
@@ -33,4 +35,5 @@ class DataRecord:
             "manifest_sha256": self.manifest_sha256,
             "pixels": self.pixels,
             "versions": self.versions,
+            "resize": self.resize,
         }

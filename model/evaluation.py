@@ -1,10 +1,13 @@
 """Scores of a network on a data set: loss, top-1 and top-5, over several views of each image.
 
+`Tally` sums the scores of class probabilities, wherever these come from: one network here, several in `model.ensemble`.
+
 Imports from `model.trainer`, which does not import this module.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from model.alexnet import AlexNet
 from model.batch import Batch
 from model.parallel.exchange import NO_EXCHANGE, TowerExchange
+from model.parallel.ranks import SINGLE_RANK, Ranks
 from model.trainer import Interrupted, autocast
 
 
@@ -37,6 +41,31 @@ class Scores:
 def never() -> bool:
     """A `stopped` that never stops."""
     return False
+
+
+class Tally:
+    """Sums the scores of images whose class probabilities are given, on a rank that may see a part of the images.
+
+    Args:
+        device: device of the probabilities; reading the sums waits for it.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1 hits, top-5 hits, images
+
+    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Adds images: class probabilities (N, classes) float64, and labels (N,) int64."""
+        right = probabilities.gather(1, labels[:, None])
+        top1, top5 = hits(probabilities, right, 1), hits(probabilities, right, 5)
+        images = torch.ones_like(top1)
+        self._sums += torch.stack([-right.log().squeeze(1), top1, top5, images]).sum(dim=1)
+
+    def scores(self, ranks: Ranks = SINGLE_RANK) -> Scores:
+        """Scores over the images of all ranks; NaN if there are no images. Every rank must call it."""
+        loss, top1, top5, images = ranks.total(self._sums.cpu()).tolist()
+        if not images:
+            return Scores(math.nan, math.nan, math.nan, 0)
+        return Scores(loss / images, top1 / images, top5 / images, round(images))
 
 
 @torch.no_grad()
@@ -64,25 +93,39 @@ def evaluate(
         Interrupted: if `stopped` returns True.
     """
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)  # loss, top-1 hits, top-5 hits, images
+    tally = Tally(towers.ranks.device)
     for batch in batches:
-        count, views = batch.images.shape[:2]
-        if count:  # a pair's share of the last batch may be empty
-            with autocast(batch.images.device, precision):
-                logits = model(batch.images.flatten(0, 1), exchange=towers)
-            if 0 in model.towers:
-                sums += torch.stack([*_sums(logits, batch.labels, views), logits.new_tensor(count).double()]).cpu()
+        if len(batch.labels):  # a pair's share of the last batch may be empty
+            probabilities = class_probabilities(model, batch.images, precision, towers)
+            if probabilities is not None:
+                tally.add(probabilities, batch.labels)
         if stopped():
             raise Interrupted
-    loss, top1, top5, images = towers.ranks.total(sums).tolist()
-    return Scores(loss / images, top1 / images, top5 / images, round(images))
+    return tally.scores(towers.ranks)
 
 
-def _sums(logits: Tensor, labels: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over the images of a batch: loss, top-1 hits, top-5 hits."""
-    probabilities = logits.double().softmax(dim=1).view(len(labels), views, -1).mean(dim=1)
-    right = probabilities.gather(1, labels[:, None])
-    return -right.log().sum(), hits(probabilities, right, 1).sum(), hits(probabilities, right, 5).sum()
+@torch.no_grad()
+def class_probabilities(
+    model: AlexNet, images: Tensor, precision: str = "float32", towers: TowerExchange = NO_EXCHANGE
+) -> Tensor | None:
+    """Class probabilities of images: the softmax of each view, averaged over the views.
+
+    Args:
+        model: the network in evaluation mode, or the towers of this rank.
+        images: (N, views, 3, 224, 224), pixel values 0-255 with the mean subtracted.
+        precision: one of `model.trainer.PRECISIONS`.
+        towers: communication with the other ranks.
+
+    Returns:
+        (N, classes) float64; None on a rank without tower 0, which has no fc8.
+    """
+    count, views = images.shape[:2]
+    with autocast(images.device, precision):
+        logits = model(images.flatten(0, 1), exchange=towers)
+    if 0 not in model.towers:
+        return None
+    probabilities: Tensor = logits.double().softmax(dim=1).view(count, views, -1).mean(dim=1)
+    return probabilities
 
 
 def hits(probabilities: Tensor, right: Tensor, k: int) -> Tensor:

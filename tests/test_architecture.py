@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("pipeline", "model", "tools")
+PACKAGES = ("pipeline", "model", "inference", "tools")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 50
 
 # For each part: the other parts of this project that it may import. A part always may import itself.
@@ -40,8 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline/profiling": PROFILING,
     "pipeline/diagnosis": DIAGNOSIS,
     "model": {"model"},
-    "tools": {"pipeline", "model", "tools"},
-    "tools/shared": {"pipeline", "model", "tools/shared"},
+    "inference": {"pipeline", "model", "inference"},
+    "tools": {"pipeline", "model", "inference", "tools"},
+    "tools/shared": {"pipeline", "model", "inference", "tools/shared"},
 }
 
 # For each part: the third-party packages that it may import.
@@ -85,11 +86,14 @@ MAY_USE: dict[str, set[str]] = {
     "model/runs": set(),
     "model/run_lock": set(),
     "model/checkpoint": {"safetensors", "torch"},
+    "model/transfer": {"safetensors", "torch"},
+    "inference": {"numpy", "torch"},
     "tools": {"numpy", "psutil", "torch"},
     "tools/bench_baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/bench_resize": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
     "tools/shared": {"numpy", "psutil", "torch", "tqdm"},
     "tools/shared/figures": {"matplotlib", "numpy", "PIL", "torch"},
+    "tools/shared/confusion_figure": {"numpy", "PIL", "scipy"},
     "tools/shared/baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/shared/resize_benchmark": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
 }

@@ -3,8 +3,8 @@
     python tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
     torchrun --nproc-per-node 2 tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
 
-Writes runs/NAME/: config.json, metrics.jsonl, train.log (what the screen shows), checkpoints/, stall.json and
-report.html.
+Writes runs/NAME/: config.json, metrics.jsonl, train.log (what the screen shows), checkpoints/, model-card.md (what was
+trained, its scores, how to load it), stall.json and report.html.
 
 SIGTERM, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the command
 that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last undamaged
@@ -31,6 +31,7 @@ PRECISIONS = ("float32", "bfloat16")
 ORDERS = ("global", "windowed")
 ON_BAD_SAMPLE = ("stop", "skip")
 LAYOUTS = ("towers", "data")
+LAYER_SETS = ("convolutions", "all-but-fc8")
 LARGEST_SEED = 2**64 - 1
 
 
@@ -45,6 +46,9 @@ def arguments() -> argparse.ArgumentParser:
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs; default: %(default)s")
     add("--resume", action="store_true", help="continue from the run's last checkpoint; start if there is none")
     add("--resume-from", type=Path, metavar="CHECKPOINT", help="like --resume, from this checkpoint of the run")
+    add("--init-from", type=Path, metavar="CHECKPOINT", help="start with layers of another trained network")
+    add("--init-layers", choices=LAYER_SETS, default=LAYER_SETS[1], help="which of them; default: %(default)s")
+    add("--freeze", choices=LAYER_SETS, help="keep these layers of --init-from as they are")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="stretch the recipe's schedule over N epochs")
     length.add_argument("--steps", type=int, metavar="N", help="stop after N optimizer steps of the full schedule")
@@ -88,6 +92,10 @@ def check(args: argparse.Namespace) -> None:
     require_at_least(0, hw_decoder_load=args.hw_decoder_load)
     if args.hw_decoder_load is not None and args.hw_decoder_load > 1:
         raise ValueError(f"--hw-decoder-load {args.hw_decoder_load:g}: expected a share, at most 1")
+    if args.freeze and not args.init_from:
+        raise ValueError(f"--freeze {args.freeze}: the layers would stay random; add --init-from CHECKPOINT")
+    if args.freeze == LAYER_SETS[1] and args.init_layers == LAYER_SETS[0]:
+        raise ValueError(f"--freeze {args.freeze}: fc6 and fc7 would stay random; add --init-layers {args.freeze}")
     if args.seed > LARGEST_SEED:
         raise ValueError(f"--seed {args.seed}: expected at most {LARGEST_SEED} (2**64 - 1)")
 

@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 from torch.distributed.run import get_args_parser
 
+from model import transfer
 from model.parallel.mesh import RankLayout
 from model.trainer import PRECISIONS
 from pipeline.loader.order import Order
@@ -67,6 +68,7 @@ def test_the_choices_of_options_are_those_of_the_library():
     assert get_args(Order) == train.ORDERS
     assert get_args(OnBadSample) == train.ON_BAD_SAMPLE
     assert get_args(RankLayout) == train.LAYOUTS
+    assert transfer.LAYER_SETS == train.LAYER_SETS
 
 
 def test_torchrun_takes_no_option_of_train_for_its_own():

@@ -13,7 +13,7 @@ import pytest
 from model.run_lock import RunLock
 from pipeline.shards.reader import open_shards
 from tests.support.tool_runs import TINY, losses, metrics, printed, tool
-from tools import evaluate
+from tools.shared import scoring
 from tools.shared.checkpoint_data import classes_of
 
 
@@ -143,9 +143,9 @@ def test_evaluate_refuses_other_classes(end_to_end: Path):
     """As many classes, but another one: labels would mean something else."""
     shards = open_shards(str(end_to_end / "shards" / "val"))
     trained = classes_of(shards.manifest)
-    evaluate.check_classes(Path("c"), trained, shards)
+    scoring.check_classes(Path("c"), trained, shards)
     for wnid in ("n99999999", "n00000000"):
         classes = tuple(replace(one, wnid=wnid) if n == 1 else one for n, one in enumerate(shards.manifest.classes))
         shards.manifest = replace(shards.manifest, classes=classes)
         with pytest.raises(ValueError, match=rf"c: class 1 is {trained[1][0]}, but {wnid} in .*, or add --force"):
-            evaluate.check_classes(Path("c"), trained, shards)
+            scoring.check_classes(Path("c"), trained, shards)

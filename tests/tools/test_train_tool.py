@@ -10,7 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from model.checkpoint import load_model
+from model.recipe import RECIPES
 from pipeline import rgb_pca
 from tests.support.shard_fixtures import basis_of, sample, write_set
 from tests.support.tool_runs import TINY, losses, metrics, printed, start, tool
@@ -94,3 +97,25 @@ def test_evaluate_agrees_with_the_validation_of_the_run(end_to_end: Path, tmp_pa
     assert scores["loss"] == pytest.approx(last["val_loss"], rel=1e-6)
     assert (scores["top1"], scores["images"]) == (last["val_top1"], 12)
     assert "top-5" in printed(tool("evaluate", val, path, "--views", 10))
+
+
+def test_fine_tuning_keeps_the_frozen_layers_and_learns_the_others(end_to_end: Path, tmp_path: Path):
+    """A new run on the layers of another one. It resumes to the same losses, also without that checkpoint."""
+    source = shutil.copytree(end_to_end / "a" / "checkpoints" / "step-000000010", tmp_path / "step-000000010")
+    args = [end_to_end / "shards" / "train", "--runs", tmp_path, "--epochs", 2, *TINY, "--stall-seconds", 0]
+    tuning = [*args, "--seed", 5, "--init-from", source, "--freeze", "convolutions"]
+    out = printed(tool("train", *tuning, "--run-name", "tuned"))
+    assert f"all-but-fc8 of {source}; frozen: conv1, conv2, conv3, conv4, conv5" in out
+    before, after = (
+        dict(load_model(path, RECIPES).named_parameters())
+        for path in (source, tmp_path / "tuned" / "checkpoints" / "step-000000010")
+    )
+    same = {name.partition(".")[0] for name in before if torch.equal(before[name], after[name])}
+    assert same == {"conv1", "conv2", "conv3", "conv4", "conv5"}
+    shutil.copytree(tmp_path / "tuned", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-000000010")
+    shutil.rmtree(source)
+    printed(tool("train", *tuning, "--run-name", "again", "--resume"))
+    assert losses(tmp_path / "again") == losses(tmp_path / "tuned")
+    refused = tool("train", *args, "--seed", 5, "--run-name", "tuned", "--resume")
+    assert refused.returncode == 2 and "tuned: begun with" in refused.stderr

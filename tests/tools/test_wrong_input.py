@@ -154,6 +154,27 @@ WRONG: dict[str, tuple[Callable[[Folders], Command], str]] = {
         lambda f: train(f, "--resume-from", f.tmp / "step-000000001"),
         r"no checkpoint here \(no state.json\)",
     ),
+    "layers of no checkpoint": (lambda f: train(f, "--init-from", f.tmp), r"no checkpoint here \(no state.json\)"),
+    "layers of another width": (
+        lambda f: train(f, "--width", 0.1, "--init-from", f.made / "a" / "checkpoints" / "step-000000010"),
+        r"a network of width 0.05, expected 0.1; add --width 0.05$",
+    ),
+    "frozen random layers": (
+        lambda f: train(f, "--freeze", "convolutions"),
+        r"--freeze convolutions: the layers would stay random; add --init-from CHECKPOINT$",
+    ),
+    "frozen layers that are not taken": (
+        lambda f: train(f, "--init-from", f.tmp, "--freeze", "all-but-fc8", "--init-layers", "convolutions"),
+        r"fc6 and fc7 would stay random; add --init-layers all-but-fc8$",
+    ),
+    "weights of one checkpoint": (
+        lambda f: ["evaluate", f.val, f.tmp, "--fit-weights", f.train],
+        r"--fit-weights: one checkpoint given, expected at least two",
+    ),
+    "confusion of another kind": (
+        lambda f: ["evaluate", f.val, f.tmp, "--confusion", f.tmp / "c.pdf"],
+        r"--confusion .*c.pdf: expected a name that ends with .svg or .png$",
+    ),
     "zero threads": (lambda f: bench_loader(f, "--threads", 0), r"threads.* 0.*at least 1"),
     "zero demand": (lambda f: bench_loader(f, "--demand", 0), r"demand.* 0.*above 0"),
     "threshold above 1": (lambda f: bench_loader(f, "--demand", 10, "--au-threshold", 95), r"--au-threshold 95"),

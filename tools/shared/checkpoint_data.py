@@ -1,18 +1,17 @@
-"""Between the eigenbasis of a shard set and the data record of a checkpoint: pipeline and model share no type."""
+"""Makes the data record of a checkpoint: pipeline and model share no type. `inference.checkpoint_data` reads it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import fields
 
 import torch
 
-from model.checkpoint import load_data
+from inference.checkpoint_data import ARRAYS
 from model.data_record import DataRecord
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.format import Manifest
+from pipeline.shards.settings import ResizeSettings
 from tools.shared.provenance import library_versions
-
-ARRAYS = ("mean", "covariance", "eigenvalues", "eigenvectors", "mean_image")
 
 
 def classes_of(manifest: Manifest) -> list[list[str]]:
@@ -23,11 +22,6 @@ def classes_of(manifest: Manifest) -> list[list[str]]:
 def data_record(manifest: Manifest, basis: Eigenbasis) -> DataRecord:
     """What a checkpoint of a run on this shard set stores of its data."""
     arrays = {name: torch.tensor(getattr(basis, name)).contiguous() for name in ARRAYS}
-    return DataRecord(classes_of(manifest), basis.manifest_sha256, basis.pixels, arrays, library_versions())
-
-
-def eigenbasis_of_checkpoint(path: Path) -> Eigenbasis:
-    """The eigenbasis that a checkpoint stores. Raises as `load_data`."""
-    data = load_data(path)
-    arrays = {name: data.arrays[name].numpy() for name in ARRAYS}
-    return Eigenbasis(data.pixels, manifest_sha256=data.manifest_sha256, **arrays)
+    names = [field.name for field in fields(ResizeSettings)]
+    resize = {name: manifest.settings[name] for name in names if name in manifest.settings}
+    return DataRecord(classes_of(manifest), basis.manifest_sha256, basis.pixels, arrays, library_versions(), resize)

@@ -14,9 +14,10 @@ from model import checkpoint
 from model.parallel.half_batches import swaps_crops
 from model.parallel.ranks import Ranks, cores_here, first_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
-from model.runs import RunFolder
+from model.runs import CONFIG, RunFolder
 from model.shapes import NetSpec
 from model.trainer import LoopSettings
+from model.transfer import check_source, with_frozen
 from pipeline import rgb_pca
 from pipeline.diagnosis.tuning import load_tuned
 from pipeline.loader.augment import Lighting
@@ -48,6 +49,7 @@ class Job:
         hang_s: seconds without progress after which the job ends.
         ranks: this rank among the ranks of the job.
         resume_from: checkpoint to continue from; None for the run's last one.
+        init_from: checkpoint whose layers a new run starts with, and which layers; None to start from random weights.
     """
 
     shards: ShardSet
@@ -62,6 +64,7 @@ class Job:
     hang_s: float
     ranks: Ranks
     resume_from: Path | None = None
+    init_from: tuple[Path, str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +94,7 @@ class Job:
                 "epochs": self.loop.epochs,
                 "precision": self.loop.precision,
                 "decoding": decoding(self.loader, self.ranks.place.world),
+                "init_from": [str(self.init_from[0]), self.init_from[1]] if self.init_from else None,
                 "train_manifest_sha256": self.shards.manifest_sha256,
                 "eigenvalues": self.basis.eigenvalues.tolist(),
             },
@@ -114,10 +118,14 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     """
     check_device(device)
     rules = replace(recipe(args.recipe), learning_rate_scale=args.lr_scale)
+    if args.freeze:
+        rules = with_frozen(rules, args.freeze)
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
     if args.resume_from and ranks.first and (faults := checkpoint.faults(args.resume_from)):
         raise ValueError("; ".join(faults))
+    if args.init_from and not (args.runs / args.run_name / CONFIG).is_file():  # a resumed run does not read it
+        check_source(args.init_from, args.width)
     shards, val = _open_both(args)
     epochs = rules.epochs if args.epochs is None else args.epochs
     loader = _loader_settings(args, device, rules, epochs)
@@ -136,6 +144,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         hang_s=args.hang_seconds,
         ranks=ranks,
         resume_from=args.resume_from,
+        init_from=(args.init_from, args.init_layers) if args.init_from else None,
     )
 
 

@@ -8,6 +8,7 @@ from model.checkpoint import TrainState
 from model.parallel.exchange import step_bytes
 from model.parallel.half_batches import swaps_crops
 from model.shapes import layer_table
+from model.transfer import frozen_layers
 from tools.shared.job import Job
 
 
@@ -26,6 +27,9 @@ def describe(job: Job, state: TrainState) -> str:
         *(_describe_ranks(job) if place.world > 1 else []),
         f"data       {len(job.shards):,} samples, {loop.steps_per_epoch} steps an epoch, epochs: {loop.epochs}",
     ]
+    if job.init_from:
+        frozen = ", ".join(frozen_layers(job.recipe)) or "none"
+        lines.append(f"start      {job.init_from[1]} of {job.init_from[0]}; frozen: {frozen}")
     if state.optimizer_steps:
         lines.append(f"resumed    after optimizer step {state.optimizer_steps:,}, epoch {state.epoch}")
     return "\n".join(lines)

@@ -25,12 +25,14 @@ from model.parallel.ranks import no_mark
 from model.parallel.watchdog import Watchdog
 from model.recipe import PlateauState, learning_rates
 from model.trainer import Diverged, Hooks, Interrupted, StepTimes, Trainer
+from model.transfer import load_layers, skip_frozen_gradients
 from pipeline.loader.loader import Batch, view_loader
 from pipeline.profiling.clocks import StepClocks
 from pipeline.shards.reader import ShardSet
 from tools.shared.checkpoint_data import data_record
 from tools.shared.cli import Progress, one_line
 from tools.shared.job import Job
+from tools.shared.model_card import update_card
 from tools.shared.run_description import describe, format_bytes
 from tools.shared.stall_report import Trained, report
 from tools.shared.stop_signals import StopRequested, StopSignals, resume_command
@@ -61,12 +63,14 @@ class TrainingRun:
         self.clocks = StepClocks()
         self.saved = self.ranks_apart = False
         self.stopped_by = 0
-        self._signals, self._log_failed = signals, False
+        self._signals, self._log_failed, self._card_failed = signals, False, False
         self._saved_steps = -1  # optimizer steps of the checkpoint that this process saved last
         self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
         state = self._restored(model, optimizer, begin_from)
+        if self.ranks.place.world == 1:
+            skip_frozen_gradients(model)
         if self.ranks.first:
             # Logged but not in the checkpoint: the run ended between the two, and makes this validation again.
             self.folder.forget_after(state.optimizer_steps, validation_is_due=state.val_error is None)
@@ -79,6 +83,8 @@ class TrainingRun:
             own = checkpoint.optimizer_steps_of(path) if path and self.ranks.first else -1
             path = checkpoint.named(self.folder.checkpoints, self.ranks.largest(own))
         if path is None:
+            if self.job.init_from:
+                load_layers(self.job.init_from[0], model, self.job.init_from[1])
             return TrainState.start()
         with seen_by_all(path, self.ranks) as seen:
             return checkpoint.restore(seen, model, optimizer, self.job.loop.seed)
@@ -226,6 +232,8 @@ class TrainingRun:
             warn(f"{error}; the last checkpoint is {checkpoint.latest(folder)}")
         self.saved = not self.ranks.any(failed)
         self._saved_steps = state.optimizer_steps if self.saved else -1
+        if self.saved and self.ranks.first and not self._card_failed:
+            self._card_failed = not update_card(self.job, state)
 
     def _stopped(self) -> bool:
         # A signal may reach only some of the ranks. All must end after the same step, or the others would wait forever.
