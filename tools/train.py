@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from model.changes import CHANGES
 from model.recipe import RECIPES, SOURCE2012
 from tools.shared.cli import parser_of, require_at_least, require_positive, run
 
@@ -31,6 +32,7 @@ ORDERS = ("global", "windowed")
 ON_BAD_SAMPLE = ("stop", "skip")
 LAYOUTS = ("towers", "data")
 LARGEST_SEED = 2**64 - 1
+CHANGE_HELP = f"change one thing of the recipe; may be repeated; {', '.join(CHANGES)}"
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,6 +42,8 @@ def arguments() -> argparse.ArgumentParser:
     add("shards", type=Path, metavar="SHARDS", help="train shard set, with its eigenbasis.json")
     add("--val", type=Path, metavar="SHARDS", help="shard set to validate on after every epoch")
     add("--recipe", choices=RECIPES, default=SOURCE2012.name, help="default: %(default)s")
+    add("--change", action="append", choices=CHANGES, default=[], metavar="NAME", help=CHANGE_HELP)
+    add("--convolutions-from", type=Path, metavar="CHECKPOINT", help="start with its convolutions (transfer)")
     add("--run-name", default="alexnet", metavar="NAME", help="folder of this run in --runs; default: %(default)s")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs; default: %(default)s")
     add("--resume", action="store_true", help="continue from the run's last checkpoint; start if there is none")

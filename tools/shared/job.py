@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from model import checkpoint
+from model import checkpoint, transfer
+from model.changes import changed
 from model.parallel.ranks import Ranks, cores_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
 from model.runs import RunFolder
@@ -47,6 +48,7 @@ class Job:
         hang_s: seconds without progress after which the job ends.
         ranks: this rank among the ranks of the job.
         resume_from: checkpoint to continue from; None for the run's last one.
+        convolutions_from: checkpoint whose convolutions the network starts with; None to draw them.
     """
 
     shards: ShardSet
@@ -61,6 +63,7 @@ class Job:
     hang_s: float
     ranks: Ranks
     resume_from: Path | None = None
+    convolutions_from: Path | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +93,7 @@ class Job:
                 "precision": self.loop.precision,
                 "train_manifest_sha256": self.shards.manifest_sha256,
                 "eigenvalues": self.basis.eigenvalues.tolist(),
+                "convolutions_from": str(self.convolutions_from) if self.convolutions_from else None,
             },
             "may_change": {"lr_scale": lr_scale, "val_set": self.val.manifest_sha256 if self.val else None},
             "loader": asdict(self.loader),
@@ -110,12 +114,17 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         ValueError: the device is absent, a shard set is damaged, or arguments contradict each other.
     """
     check_device(device)
-    rules = replace(recipe(args.recipe), learning_rate_scale=args.lr_scale)
+    rules = replace(changed(recipe(args.recipe), args.change), learning_rate_scale=args.lr_scale)
+    if rules.structure == "one-tower" and ranks.place.is_pair:
+        raise ValueError("one tower cannot be divided between the ranks of a pair; add --layout data")
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
     if args.resume_from and ranks.first and (faults := checkpoint.faults(args.resume_from)):
         raise ValueError("; ".join(faults))
     shards, val = _open_both(args, ranks)
+    spec = NetSpec(len(shards.manifest.classes), args.width)
+    if args.convolutions_from and ranks.first and not (args.resume or args.resume_from):
+        transfer.check(args.convolutions_from, spec, rules)
     epochs = rules.epochs if args.epochs is None else args.epochs
     loader = _loader_settings(args, device, rules, epochs)
     local_batch(loader.batch, ranks.place.world)  # raises ValueError if the ranks cannot share the batch evenly
@@ -125,7 +134,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         val=val,
         basis=rgb_pca.load_for(shards),
         recipe=rules,
-        spec=NetSpec(len(shards.manifest.classes), args.width),
+        spec=spec,
         loader=loader,
         loop=LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps, args.save_every),
         folder=RunFolder(args.runs / args.run_name),
@@ -133,6 +142,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         hang_s=args.hang_seconds,
         ranks=ranks,
         resume_from=args.resume_from,
+        convolutions_from=args.convolutions_from,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from model import checkpoint
+from model import checkpoint, transfer
 from model.alexnet import AlexNet
 from model.checkpoint import TrainState
 from model.device_clock import DeviceTimes
@@ -78,6 +78,8 @@ class TrainingRun:
             own = checkpoint.optimizer_steps_of(path) if path and self.ranks.first else -1
             path = checkpoint.named(self.folder.checkpoints, self.ranks.largest(own))
         if path is None:
+            if source := self.job.convolutions_from:
+                self.say(f"transfer   {', '.join(transfer.copy_convolutions(source, model))} of {source}")
             return TrainState.start()
         if not (path / checkpoint.STATE).is_file():
             found = f"rank {self.ranks.place.rank} does not see this checkpoint, from which rank 0 resumes"
