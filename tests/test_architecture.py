@@ -90,6 +90,9 @@ MAY_USE: dict[str, set[str]] = {
     "tools/bench_baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/bench_resize": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
     "tools/shared": {"numpy", "psutil", "torch", "tqdm"},
+    "tools/shared/chance": set(),
+    "tools/shared/learning_curves": set(),
+    "tools/shared/learning_rows": set(),
     "tools/shared/baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/shared/resize_benchmark": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
 }

@@ -27,6 +27,7 @@ from model.trainer import Hooks, Interrupted, StepTimes, Trainer
 from pipeline.loader.loader import Batch, view_loader
 from pipeline.profiling.clocks import StepClocks
 from pipeline.shards.reader import ShardSet
+from tools.shared.chance import ChanceWatch
 from tools.shared.checkpoint_data import data_record
 from tools.shared.cli import Progress, one_line
 from tools.shared.job import Job
@@ -62,6 +63,7 @@ class TrainingRun:
         self.stopped_by = 0
         self._signals, self._log_failed = signals, False
         self._saved_steps = -1  # optimizer steps of the checkpoint that this process saved last
+        self._chance = ChanceWatch(job.spec.classes)
         self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
@@ -174,6 +176,8 @@ class TrainingRun:
 
     def _on_log(self, line: dict[str, Any]) -> None:
         self._log(line)
+        if (text := self._chance.warning(line["step"], line["loss"])) and self.ranks.first:
+            warn(text)
         self._progress.note = f"loss {line['loss']:.3f}, top-1 {line['top1']:.1%}"
 
     def _validate(self, epoch: int) -> float | None:
