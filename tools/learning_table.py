@@ -105,8 +105,8 @@ def collect(args: argparse.Namespace) -> Record:
         same = {name: value for name, value in before.setting.items() if name not in ("machine", "versions")}
         if same != {name: setting[name] for name in same}:
             raise ValueError(f"{args.record}: has runs of another setting, {same}; choose another --record FILE")
-        record = Record(setting, before.runs, before.signals).with_runs([run for run, _ in found])
-        return with_signals(record, Path(RunFolder(found[0][1]).config()["train"]))
+        record = Record(setting, before.runs, before.first_steps).with_runs([run for run, _ in found])
+        return with_first_steps(record, Path(RunFolder(found[0][1]).config()["train"]))
     if not args.record.is_file():
         raise ValueError(
             f"{args.record}: no record, and no complete run in {args.runs}; name SHARDS and --val to train"
@@ -114,15 +114,16 @@ def collect(args: argparse.Namespace) -> Record:
     return Record.load(args.record)
 
 
-def with_signals(record: Record, shards: Path) -> Record:
-    """The record with the signal of every row, measured on images of the train shard set where it is missing."""
-    from tools.shared.learning_signal import first_images, signal_at_start
+def with_first_steps(record: Record, shards: Path) -> Record:
+    """The record with the first step of every row, computed on images of the train shard set where it is missing."""
+    from model.shapes import NetSpec
+    from tools.shared.first_step import first_batch, slowest_change
 
-    known = dict(record.signals)
+    known = dict(record.first_steps)
     if missing := [row for row in record.rows() if row not in known]:
-        size, images = (record.setting["width"], record.setting["classes"]), first_images(shards)
-        known |= {row: signal_at_start(row, *size, images) for row in missing}
-    return replace(record, signals={row: known[row] for row in record.rows()})
+        spec, batch = NetSpec(record.setting["classes"], record.setting["width"]), first_batch(shards)
+        known |= {row: slowest_change(row, spec, batch) for row in missing}
+    return replace(record, first_steps={row: known[row] for row in record.rows()})
 
 
 def setting_of(folder: Path, steps: int) -> dict[str, Any]:

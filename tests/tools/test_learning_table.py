@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from model.recipe import PAPER, SOURCE2012
+from model.alexnet import AlexNet
+from model.dropout import DropoutDraws
+from model.optim import Momentum2012
+from model.recipe import PAPER, SOURCE2012, learning_rates
+from model.shapes import NetSpec
+from model.trainer import train_step
+from tests.support.rank_jobs import global_batch
 from tests.support.tool_runs import ROOT, metrics, printed, tool
 from tools.learning_table import BEGIN, END
+from tools.shared.first_step import relative_changes, slowest_change
 from tools.shared.learning_curves import curves_svg, smoothed
 from tools.shared.learning_rows import ROWS, LearningRun, Record, options_of, table
-from tools.shared.learning_signal import signal_at_start
 from tools.train import arguments
 
 DOCS = ROOT / "docs"
@@ -81,10 +87,10 @@ def test_the_table_counts_steps_at_chance_and_shows_the_spread():
         simulated("source2012", 2, [2.3, 2.3, 2.2], 0.5),
         simulated("paper", 1, [2.31, 2.3, 2.29], 0.1),
     ]
-    lines = table(Record(SETTING, runs, {"paper": 0.0123})).splitlines()
+    lines = table(Record(SETTING, runs, {"paper": 0.000123})).splitlines()
     assert lines[0].endswith("| top-1 after 30 steps |")
     assert lines[2].endswith("|  | 2 | 20 to 30 | 45.0% (40.0% to 50.0%) |")
-    assert lines[3].endswith("| 1.2% | 1 | all 30 | 10.0% |")
+    assert lines[3].endswith("| 0.012 % | 1 | all 30 | 10.0% |")
 
 
 def test_a_record_keeps_one_run_for_each_row_and_seed(tmp_path: Path):
@@ -97,21 +103,28 @@ def test_a_record_keeps_one_run_for_each_row_and_seed(tmp_path: Path):
 
 
 def test_curves_have_a_line_for_each_run_and_are_smoothed():
-    runs = [simulated(row, seed, [2.0, 1.0]) for row in ("paper", "source2012+tanh") for seed in (1, 2)]
+    runs = [simulated(row, seed, [2.0, 1.0]) for row in ("paper", "paper+bias-0", "source2012+tanh") for seed in (1, 2)]
     image = ET.fromstring(curves_svg(Record(SETTING, runs)))
     titles = [text.text for text in image.iter("{http://www.w3.org/2000/svg}text") if text.get("font-weight")]
-    assert len(list(image.iter("{http://www.w3.org/2000/svg}polyline"))) == 2 + 2 + 2  # "paper" is in two panels
-    assert titles == ["The two recipes", "Changes of source2012", "Changes of paper"]
+    assert len(list(image.iter("{http://www.w3.org/2000/svg}polyline"))) == 2 + 2 + 4  # "paper" is in two panels
+    assert titles == ["The two recipes", "Changes of source2012: layers", "Changes of paper"]
     assert smoothed(runs[0]) == [(10, 2.0), (20, 1.5)]
 
 
-def test_the_signal_is_the_part_of_the_logits_that_depends_on_the_image():
-    """The same image many times gives 0. The recipe of the paper starts with a tenth of the source's signal or less,
-    because its weights of conv3 to conv5 are a third as large."""
-    images = 60 * torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    source, paper = (signal_at_start(row, 0.05, 10, images) for row in ("source2012", "paper"))
-    assert 0 < 8 * paper < source < 1
-    assert signal_at_start("source2012", 0.05, 10, images[:1].expand(8, -1, -1, -1)) < 1e-3
+def test_the_first_step_is_what_the_optimizer_does():
+    """The relative change is that of one step of `Momentum2012` without decay. The recipe of the paper changes its
+    slowest layer less than the source does, because its weights of conv3 to conv5 are a third as large."""
+    spec, batch = NetSpec(5, 0.05), global_batch(0, 0)
+    found = relative_changes("source2012", spec, batch, seed=1)
+    rules = replace(SOURCE2012, weight_decay=0.0)
+    net = AlexNet(spec, rules, seed=1)
+    before = {name: net.get_parameter(f"{name}.weight").detach().clone() for name in found}
+    optimizer = Momentum2012(net.named_parameters(), rules, learning_rates(rules, 0, 91))
+    train_step(net, optimizer, batch, DropoutDraws(1, 0))
+    for name, value in before.items():
+        moved = float((net.get_parameter(f"{name}.weight").detach() - value).norm() / value.norm())
+        assert found[name] == pytest.approx(moved, rel=1e-2)
+    assert slowest_change("paper", spec, batch) < slowest_change("source2012", spec, batch) / 1.5
 
 
 def test_the_page_and_its_curves_are_those_of_its_record():

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from html import escape
 
-from tools.shared.learning_rows import RECIPES_ALONE, LearningRun, Record
+from tools.shared.learning_rows import PAPER_CHANGES, RECIPES_ALONE, SOURCE_LAYERS, SOURCE_STARTS, LearningRun, Record
 
 PANEL_WIDTH, PANEL_HEIGHT = 560, 260
 LEFT, TOP, RIGHT, BOTTOM = 46, 34, 250, 44  # around the axes of a panel; the names of the lines are on the right
@@ -23,11 +23,13 @@ def curves_svg(record: Record) -> str:
     """The image, as SVG text. Lines of a row with several seeds have one colour."""
     rows = record.rows()
     groups = {
-        "The two recipes": [row for row in rows if row in RECIPES_ALONE],
-        "Changes of source2012": [row for row in rows if row.startswith("source2012")],
-        "Changes of paper": [row for row in rows if row.startswith("paper")],
+        "The two recipes": list(RECIPES_ALONE),
+        "Changes of source2012: start, input, LRN": ["source2012", *(f"source2012+{name}" for name in SOURCE_STARTS)],
+        "Changes of source2012: layers": ["source2012", *(f"source2012+{name}" for name in SOURCE_LAYERS)],
+        "Changes of paper": ["paper", *(f"paper+{name}" for name in PAPER_CHANGES)],
     }
-    panels = [(title, names) for title, names in groups.items() if names]
+    shown = {title: [row for row in names if row in rows] for title, names in groups.items()}
+    panels = [(title, names) for title, names in shown.items() if names]
     height = PANEL_HEIGHT + TOP + BOTTOM
     width = LEFT + PANEL_WIDTH + RIGHT
     drawn = "".join(

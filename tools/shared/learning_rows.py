@@ -18,15 +18,18 @@ from model.runs import METRICS, RunFolder
 from tools.shared.chance import is_at_chance
 
 RECIPES_ALONE = ("source2012", "paper")
-SOURCE_CHANGES = (
+SOURCE_STARTS = (
     *("conv-sd-0.01", "bias-0", "bias-0.1", "bias-lr-1x", "unit-variance", "lighting-paper", "no-lighting"),
-    *("lrn-alpha-sum", "no-lrn", "non-overlapping-pooling", "tanh", "no-dropout", "one-tower", "no-communication"),
+    *("lrn-alpha-sum", "no-lrn"),
+)
+SOURCE_LAYERS = (
+    *("non-overlapping-pooling", "tanh", "no-dropout", "one-tower", "no-communication"),
     *("no-conv2", "no-conv3", "no-conv4", "no-conv5", "no-fc6", "no-fc7", "sixth-conv"),
 )
 PAPER_CHANGES = ("conv-sd-0.03", "bias-0", "bias-lr-2x", "unit-variance", "lighting-source2012", "lrn-alpha-mean")
 ROWS = (
     *RECIPES_ALONE,
-    *(f"source2012+{change}" for change in SOURCE_CHANGES),
+    *(f"source2012+{change}" for change in (*SOURCE_STARTS, *SOURCE_LAYERS)),
     *(f"paper+{change}" for change in PAPER_CHANGES),
 )
 
@@ -97,24 +100,25 @@ class Record:
     Attributes:
         setting: images, val_images, classes, batch, width, steps (of each run), machine and versions.
         runs: the runs.
-        signals: for each row, the signal in the logits before the first step (`tools.shared.learning_signal`).
+        first_steps: for each row, the relative change of the slowest layer in the first step: `slowest_change` of
+            `tools.shared.first_step`.
     """
 
     setting: dict[str, Any]
     runs: list[LearningRun]
-    signals: dict[str, float] = field(default_factory=dict)
+    first_steps: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Record:
         """Reads what `save` wrote."""
         found = json.loads(path.read_text())
-        return cls(found["setting"], [LearningRun(**each) for each in found["runs"]], found["signals"])
+        return cls(found["setting"], [LearningRun(**each) for each in found["runs"]], found["first_steps"])
 
     def save(self, path: Path) -> None:
         """Writes JSON with a line for each run."""
         runs = ",\n".join(json.dumps(asdict(run), separators=(",", ":")) for run in self.runs)
-        setting, signals = (json.dumps(each, indent=1) for each in (self.setting, self.signals))
-        path.write_text(f'{{"setting": {setting},\n"signals": {signals},\n"runs": [\n{runs}\n]}}\n')
+        setting, first = (json.dumps(each, indent=1) for each in (self.setting, self.first_steps))
+        path.write_text(f'{{"setting": {setting},\n"first_steps": {first},\n"runs": [\n{runs}\n]}}\n')
 
     def with_runs(self, runs: Sequence[LearningRun]) -> Record:
         """This record with more runs; a run replaces the one of the same row and seed."""
@@ -134,15 +138,15 @@ class Record:
 def table(record: Record) -> str:
     """The rows as a Markdown table."""
     steps, classes = record.setting["steps"], record.setting["classes"]
-    head = f"| row | what is different | signal | seeds | steps at chance | top-1 after {steps} steps |"
+    head = f"| row | what is different | first step | seeds | steps at chance | top-1 after {steps} steps |"
     lines = [head, "|---|---|--:|--:|--:|--:|"]
     for row in record.rows():
         runs = record.of_row(row)
         stays = [run.steps_at_chance(classes) for run in runs]
         scores = [run.scores[-1][1] for run in runs]
-        signal = f"{record.signals[row]:.1%}" if row in record.signals else ""
+        first_step = f"{100 * record.first_steps[row]:.2g} %" if row in record.first_steps else ""
         counted = (f"{len(runs)}", _range_of_steps(stays, steps), _mean_and_range(scores))
-        cells = (f"`{row}`", what_differs(row), signal, *counted)
+        cells = (f"`{row}`", what_differs(row), first_step, *counted)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
