@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.imagenet.entries import FORMATS
 from pipeline.loader.augment import Floats, reference_views
 from pipeline.shards.settings import ResizeSettings
-from pipeline.shards.transcode import FORMATS, Undecodable, decode, transcode
+from pipeline.shards.transcode import Undecodable, decode, transcode
 
 
 def stored_pixels(path: Path, settings: ResizeSettings) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.dropout import DropoutDraws, seeded_generator
-from model.recipe import LAYERS, SOURCE2012, Recipe
+from model.recipe import ALL_LAYERS, SOURCE2012, Recipe
 from model.response_norm import lrn_across_maps, lrn_within_map
 from model.shapes import IMAGE_CHANNELS, IMAGE_SIDE, POOL_SIZE, POOL_STRIDE, TOWERS, LayerShape, NetSpec, layer_table
 
@@ -59,7 +59,7 @@ class Layer(nn.Module):
         is_conv = shape.name.startswith("conv")
         size = (shape.out_channels, *fan_in) if is_conv else (shape.out_channels, math.prod(fan_in))
         cpu = torch.device("cpu")  # drawn there, so that the starting weights do not depend on the device
-        generators = [seeded_generator(cpu, seed, LAYERS.index(shape.name), tower) for tower in towers]
+        generators = [seeded_generator(cpu, seed, ALL_LAYERS.index(shape.name), tower) for tower in towers]
         weights = [torch.empty(size, device=cpu).normal_(0, weight_sd, generator=each) for each in generators]
         self.weight = nn.Parameter(torch.cat(weights))
         self.bias = nn.Parameter(torch.full((len(self.weight),), self.settings.bias))
@@ -71,8 +71,12 @@ class Layer(nn.Module):
             match operation:
                 case "relu":
                     x = F.relu(x)
+                case "tanh":
+                    x = torch.tanh(x)
                 case "pool":
                     x = F.max_pool2d(x, POOL_SIZE, POOL_STRIDE)
+                case "pool_2x2":
+                    x = F.max_pool2d(x, 2, 2)
                 case "lrn":
                     x = lrn_across_maps(x, self.recipe.lrn, len(self.towers))
                 case "lrn_within_map":
@@ -97,9 +101,15 @@ class Layer(nn.Module):
         return own + self._products(x.wait_other(), weights[1 - x.tower], None)
 
     def _products(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if weight.dim() == 2:
-            return F.linear(x.flatten(1), weight, bias)
         shape = self.shape
+        if weight.dim() == 2:
+            x = x.flatten(1)
+            if x.shape[1] == weight.shape[1]:
+                return F.linear(x, weight, bias)
+            assert bias is not None  # each tower reads its own half of x
+            count = len(TOWERS)
+            parts = zip(x.chunk(count, dim=1), weight.chunk(count), bias.chunk(count), strict=True)
+            return torch.cat([F.linear(*part) for part in parts], dim=1)
         if shape.overhang:
             x = F.pad(x, (0, shape.overhang, 0, shape.overhang))
         groups = x.shape[1] // weight.shape[1]  # 2 if each tower reads its own half of x, otherwise 1
@@ -133,10 +143,10 @@ class AlexNet(nn.Module):
 
     Attributes:
         segments: names of this rank's layers in groups. A group is called by its first layer: conv1, conv3, fc6, fc7,
-            fc8. Towers exchange activations between two groups.
+            fc8 (in 2012's structure). Towers exchange activations between two groups.
 
     Raises:
-        ValueError: if `towers` is none of the three.
+        ValueError: if `towers` is none of the three, or not both although the recipe's network has one tower.
     """
 
     def __init__(
@@ -145,6 +155,8 @@ class AlexNet(nn.Module):
         super().__init__()
         if towers not in (TOWERS, TOWERS[:1], TOWERS[1:]):
             raise ValueError(f"towers {towers}; a rank holds (0, 1), (0,) or (1,)")
+        if recipe.structure == "one-tower" and towers != TOWERS:
+            raise ValueError(f"towers {towers}; a network of one tower cannot be divided: every rank holds (0, 1)")
         self.spec, self.recipe, self.towers = spec, recipe, towers
         self.segments: dict[str, list[str]] = {}
         for shape, full in zip(layer_table(spec, recipe), layer_table(NetSpec(), recipe), strict=True):
@@ -175,9 +187,9 @@ class AlexNet(nn.Module):
         Args:
             images_nchw: this rank's rows of the batch, (N, 3, 224, 224), pixel values 0-255 with the mean subtracted.
             draws: dropout masks of this step; only training needs them.
-            exchange: called before conv3, fc6, fc7 and fc8 with this rank's activations and the name of that layer,
-                which reads both towers. It returns the activations of both towers, in tower order along dimension 1, or
-                `PendingActivations`.
+            exchange: called before conv3, fc6, fc7 and fc8 (in 2012's structure) with this rank's activations and the
+                name of that layer, which reads both towers. It returns the activations of both towers, in tower order
+                along dimension 1, or `PendingActivations`.
 
         Returns:
             Logits (N, classes). A rank without tower 0 has no fc8; it returns the result of the exchange before fc8.
@@ -188,6 +200,8 @@ class AlexNet(nn.Module):
         if images_nchw.shape[1:] != (IMAGE_CHANNELS, IMAGE_SIDE, IMAGE_SIDE):
             expected = f"(N, {IMAGE_CHANNELS}, {IMAGE_SIDE}, {IMAGE_SIDE})"
             raise ValueError(f"images {tuple(images_nchw.shape)}; expected {expected}")
+        if self.recipe.input_scale != 1:
+            images_nchw = images_nchw * self.recipe.input_scale
         x = self.run_segment("conv1", images_nchw, draws)
         for first in list(self.segments)[1:]:
             x = self.run_segment(first, exchange(x, first), draws)

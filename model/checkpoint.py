@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.alexnet import AlexNet
+from model.changes import changed
 from model.data_record import DataRecord
 from model.files import REPLACED, TEMPORARY, replacing, write_atomically
 from model.optim import Momentum2012
@@ -281,7 +282,7 @@ def load_model(path: str | Path, recipes: dict[str, Recipe]) -> AlexNet:
     if name not in recipes:
         raise ValueError(f"{path}: saved with recipe {name!r}, expected one of {', '.join(recipes)}")
     _refuse_damage(path)
-    model = AlexNet(NetSpec(**record["spec"]), recipes[name])
+    model = AlexNet(NetSpec(**record["spec"]), changed(recipes[name], record["recipe"].get("changes", ())))
     _fill(path / WEIGHTS, {name: p.data for name, p in model.named_parameters()}, TOWERS)
     return model
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.recipe import LAYERS
+from model.recipe import ALL_LAYERS
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class DropoutDraws:
             raise ValueError(
                 f"rows {self.first_row}..{self.first_row + rows} of a batch of {batch}; set first_row and global_batch"
             )
-        generator = seeded_generator(device, self.seed, self.step, LAYERS.index(layer), tower)
+        generator = seeded_generator(device, self.seed, self.step, ALL_LAYERS.index(layer), tower)
         uniform = torch.rand(batch, units, generator=generator, device=device, dtype=torch.float32)
         return uniform[self.first_row : self.first_row + rows] < keep
 

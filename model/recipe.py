@@ -1,7 +1,8 @@
 """The two recipes of 2012: every setting of network and training, each with its source, and the schedules as functions.
 
 `SOURCE2012` is what the released source did; it gave the published results. `PAPER` is what the text says. Every
-disagreement between them is a field of `Recipe`. Two abbreviations name the sources in the comments:
+disagreement between them is a field of `Recipe`; `model.changes` changes one thing of a recipe at a time. Two
+abbreviations name the sources in the comments:
 
     P 5    section 5 of the paper (Krizhevsky, Sutskever, Hinton: "ImageNet Classification with Deep Convolutional
            Neural Networks", 2012)
@@ -24,10 +25,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+# With conv6 of CNN* (P 6). Its place at the end keeps the random draws of the other layers, which depend on theirs.
+ALL_LAYERS = (*LAYERS, "conv6")
+IN_ORDER = (*LAYERS[:5], "conv6", *LAYERS[5:])
 
 PRECISIONS = ("float32", "bfloat16")  # that the trainer can compute products in; 2012 used float32
 
-After = Literal["relu", "lrn", "lrn_within_map", "pool", "dropout"]
+After = Literal["relu", "tanh", "lrn", "lrn_within_map", "pool", "pool_2x2", "dropout"]
+Structure = Literal["two-towers", "no-communication", "one-tower"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class LayerRecipe:
     """How one layer starts, and what follows it.
 
     Attributes:
-        name: one of `LAYERS`.
+        name: one of `ALL_LAYERS`.
         weight_sd: standard deviation of the normal distribution (mean 0) that the weights are drawn from.
         bias: value that all biases start with.
         after: the operations behind the layer, in order.
@@ -104,7 +109,7 @@ class Recipe:
 
     Attributes:
         name: the key in `RECIPES`.
-        layers: one entry for each of `LAYERS`, in that order.
+        layers: one entry for each layer, in order. A changed recipe may lack one of `LAYERS` or have conv6.
         lrn: local response normalisation (LRN) across the feature maps of a tower.
         lrn_within_map: LRN over neighbouring pixels of one feature map; None if no layer has it.
         dropout_keep: probability that a unit of fc6 and fc7 is kept in training; at test its activation is multiplied
@@ -122,6 +127,9 @@ class Recipe:
         mean: what is subtracted from the pixels; "image" is the mean of every pixel over the training set.
         crop_positions: number of offsets of the 224 x 224 crop along each side of the 256 x 256 square.
         learning_rate_scale: factor on all learning rates; 1 is the recipe itself.
+        structure: "two-towers" is the network of 2012. `model.shapes` has the layers of the other two.
+        input_scale: factor on the images; 1 keeps pixel values 0-255.
+        changes: names of the changes (`model.changes`) that made this recipe from the one called `name`.
     """
 
     name: str
@@ -136,22 +144,26 @@ class Recipe:
     bias_decay: float
     learning_rates: tuple[LearningRatesFrom, ...]
     plateau: Plateau | None
-    lighting: Literal["source2012", "paper"]
+    lighting: Literal["source2012", "paper", "none"]
     lighting_noise: float
     lighting_noise_ends: int | None
     mean: Literal["image"]
     crop_positions: int
     learning_rate_scale: float = 1.0
+    structure: Structure = "two-towers"
+    input_scale: float = 1.0
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        assert tuple(layer.name for layer in self.layers) == LAYERS
+        names = [layer.name for layer in self.layers]
+        assert names == [name for name in IN_ORDER if name in names] and {"conv1", "fc8"} <= set(names)
         if not 0 < self.learning_rate_scale < math.inf:
             found = f"learning_rate_scale {self.learning_rate_scale}"
             raise ValueError(f"{found}, expected a positive number; 1.0 keeps the recipe's own learning rates")
 
     def layer(self, name: str) -> LayerRecipe:
         """The entry of the layer called `name`."""
-        return self.layers[LAYERS.index(name)]
+        return next(layer for layer in self.layers if layer.name == name)
 
 
 SOURCE2012 = Recipe(

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from model.recipe import LAYERS, SOURCE2012, Recipe
+from model.recipe import IN_ORDER, LAYERS, SOURCE2012, Recipe, Structure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,17 @@ IMAGE_SIDE = 224  # pixels; paper section 2
 IMAGE_CHANNELS = 3  # R, G, B
 TOWERS = (0, 1)
 POOL_SIZE, POOL_STRIDE = 3, 2  # overlapping windows: paper section 3.4
+# Feature maps, or units of a fully connected layer, of one tower: layers-145.cfg; conv6 of CNN*: run 146.
+MAPS = {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192, "conv5": 128, "conv6": 128, "fc6": 2048, "fc7": 2048}
+READ_BOTH = ("conv3", "conv6", "fc6", "fc7", "fc8")
+# What differs from `MAPS`. One tower is the "one-GPU net" of paper section 3.2, footnote 2 (run 145-half): its last
+# convolution and its hidden fully connected layers are as large as both towers' together. Without communication (run
+# 150) towers meet in fc8 only; with its wider fc6, fc6 and fc7 have as many weights as those of two towers.
+OTHER_MAPS: dict[Structure, dict[str, int]] = {
+    "two-towers": {},
+    "one-tower": {"conv5": 256, "conv6": 256, "fc6": 4096, "fc7": 4096},
+    "no-communication": {"conv2": 160, "fc6": 4096},
+}
 
 
 @dataclass(frozen=True)
@@ -59,14 +70,14 @@ class LayerShape:
     A fully connected layer counts as a convolution whose kernel is as large as the feature maps that it reads.
 
     Attributes:
-        name: one of `LAYERS`.
+        name: one of `model.recipe.ALL_LAYERS`.
         kernel: side of the square kernel, in pixels.
         stride: step between two outputs, in pixels.
         pad: zeros on each side of the input.
         in_channels: feature maps that one unit reads, of one tower or of both.
         in_side: rows (and columns) of those feature maps.
         out_channels: feature maps (or units of a fully connected layer) of one tower.
-        towers: the towers that have this layer; fc8 is on tower 0 only.
+        towers: the towers that have this layer; fc8, and a network of one tower, is on tower 0 only.
         reads_both: whether the layer reads both towers. Ranks that hold one tower exchange activations before it.
     """
 
@@ -116,28 +127,38 @@ def _out_side(side: int, window: int, stride: int) -> int:
 
 
 def layer_table(spec: NetSpec, recipe: Recipe = SOURCE2012) -> tuple[LayerShape, ...]:
-    """Shapes of all layers, computed from the image onwards. The recipe says which layers are pooled."""
-    fixed = (  # kernel (None: the whole input), stride, pad, channels of one tower, reads both: layers-145.cfg
-        (11, 4, 0, spec.scaled(48), False),
-        (5, 1, 2, spec.scaled(128), False),
-        (3, 1, 1, spec.scaled(192), True),
-        (3, 1, 1, spec.scaled(192), False),
-        (3, 1, 1, spec.scaled(128), False),
-        (None, 1, 0, spec.scaled(2048), True),
-        (None, 1, 0, spec.scaled(2048), True),
-        (None, 1, 0, spec.classes, True),
-    )
+    """Shapes of all layers, computed from the image onwards. The recipe says which layers there are and which are
+    pooled. Where the recipe leaves out a layer that reads both towers, the layer behind it does."""
     table: list[LayerShape] = []
-    channels, side = IMAGE_CHANNELS, IMAGE_SIDE
-    for name, (kernel, stride, pad, out_channels, reads_both) in zip(LAYERS, fixed, strict=True):
+    channels, side, reads_both = IMAGE_CHANNELS, IMAGE_SIDE, False
+    held = {layer.name: layer for layer in recipe.layers}
+    for name in IN_ORDER:
+        reads_both |= _reads_both(name, recipe.structure)
+        if name not in held:
+            continue
+        kernel, stride, pad = _window(name, side)
+        out_channels = spec.classes if name == "fc8" else spec.scaled((MAPS | OTHER_MAPS[recipe.structure])[name])
+        towers = TOWERS[:1] if name == "fc8" or recipe.structure == "one-tower" else TOWERS
         in_channels = channels * len(TOWERS) if reads_both else channels
-        towers = TOWERS[:1] if name == "fc8" else TOWERS
-        shape = LayerShape(name, kernel or side, stride, pad, in_channels, side, out_channels, towers, reads_both)
-        table.append(shape)
-        channels, side = out_channels, shape.out_side
-        if "pool" in recipe.layer(name).after:
-            side = _out_side(side, POOL_SIZE, POOL_STRIDE)
+        table.append(LayerShape(name, kernel, stride, pad, in_channels, side, out_channels, towers, reads_both))
+        channels, side, reads_both = out_channels, table[-1].out_side, False
+        for operation in held[name].after:
+            if operation == "pool":
+                side = _out_side(side, POOL_SIZE, POOL_STRIDE)
+            elif operation == "pool_2x2":
+                side //= 2
     return tuple(table)
+
+
+def _reads_both(name: str, structure: Structure) -> bool:
+    return {"two-towers": name in READ_BOTH, "no-communication": name == "fc8", "one-tower": False}[structure]
+
+
+def _window(name: str, side: int) -> tuple[int, int, int]:
+    """Kernel, stride and pad of a layer that reads feature maps of `side` pixels: layers-145.cfg."""
+    if name.startswith("fc"):
+        return side, 1, 0
+    return {"conv1": (11, 4, 0), "conv2": (5, 1, 2)}.get(name, (3, 1, 1))
 
 
 def format_table(spec: NetSpec, recipe: Recipe = SOURCE2012) -> str:

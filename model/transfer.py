@@ -48,33 +48,41 @@ def check_source(path: Path, model_width: float) -> None:
         raise ValueError(f"{path}: a network of width {width:g}, expected {model_width:g}; add --width {width:g}")
 
 
-def load_layers(path: Path, model: AlexNet, layer_set: str) -> None:
+def load_layers(path: Path, model: AlexNet, layer_set: str) -> list[str]:
     """Copies the weights and biases of some layers from a checkpoint into a network, of both towers or of one.
 
-    All other layers, and all velocities, stay as they are.
+    All other layers, and all velocities, stay as they are. So do layers that the checkpoint lacks: CNN* of 2012 took
+    five convolutions, and its sixth started anew.
 
     Args:
         path: the checkpoint.
         model: the network that takes the layers.
         layer_set: one of `LAYER_SETS`.
 
+    Returns:
+        Names of the layers that were copied.
+
     Raises:
-        ValueError: as `check_source`, or the checkpoint has no such layer or one of another size.
+        ValueError: as `check_source`, or the checkpoint has none of the layers, or one of another size.
     """
     check_source(path, model.spec.width)
-    names = layers_of(model.recipe, layer_set)
+    names, copied = layers_of(model.recipe, layer_set), list[str]()
     taken = {name: p for name, p in model.named_parameters() if name.partition(".")[0] in names}
     with safe_open(path / WEIGHTS, framework="pt") as file, torch.no_grad():
         there = set(file.keys())
         for name, parameter in taken.items():
             if name not in there:
-                raise ValueError(f"{path}: has no {name}; expected a network with {', '.join(names)}")
+                continue
             rows = file.get_slice(name)
             piece = rows[tower_rows(name, rows.get_shape()[0], model.towers)]
             if piece.shape != parameter.shape:
                 found = f"{name} is {tuple(piece.shape)}, expected {tuple(parameter.shape)}"
                 raise ValueError(f"{path}: {found}; take the layers of a network with the same recipe and width")
             parameter.copy_(piece)
+            copied.append(name.partition(".")[0])
+    if not copied:
+        raise ValueError(f"{path}: has none of {', '.join(names)}; use the checkpoint of a network that has")
+    return list(dict.fromkeys(copied))
 
 
 def with_frozen(recipe: Recipe, layer_set: str) -> Recipe:

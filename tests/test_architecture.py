@@ -85,6 +85,7 @@ MAY_USE: dict[str, set[str]] = {
     "model/recipe": set(),
     "model/runs": set(),
     "model/run_lock": set(),
+    "model/changes": set(),
     "model/checkpoint": {"safetensors", "torch"},
     "model/transfer": {"safetensors", "torch"},
     "inference": {"numpy", "torch"},
@@ -94,6 +95,9 @@ MAY_USE: dict[str, set[str]] = {
     "tools/shared": {"numpy", "psutil", "torch", "tqdm"},
     "tools/shared/figures": {"matplotlib", "numpy", "PIL", "torch"},
     "tools/shared/confusion_figure": {"numpy", "PIL", "scipy"},
+    "tools/shared/chance": set(),
+    "tools/shared/learning_curves": set(),
+    "tools/shared/learning_rows": set(),
     "tools/shared/baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/shared/resize_benchmark": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
 }

@@ -56,6 +56,7 @@ RUN = {
     "python tools/make_sample.py data/sample --classes 4 --train 40 --val 10",
     "python tools/make_shards.py data/sample data/imagenet-256 --shard-samples 40",
     "python tools/make_shards.py data/imagenet-256 --verify --deep",
+    "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name no-lrn --change no-lrn",
 }
 
 # Commands whose options are compared with the tool's parser only, and why they do not run here.
@@ -80,6 +81,14 @@ PARSED = {
     "python tools/bench_loader.py SHARDS --demand 2500": "README.md has the same",
     "python tools/bench_loader.py SHARDS --threads 2": "README.md has the same",
     "python tools/bench_loader.py SHARDS --cold": "needs a set on a real disk",
+    "python tools/make_shards.py cifar-10k data/cifar-256": "needs CIFAR-10",
+    "python tools/compute_pca.py data/cifar-256/train": "needs CIFAR-10",
+    "python tools/learning_table.py data/cifar-256/train --val data/cifar-256/val": "takes hours",
+    "python tools/train.py data/fall2011-256/train --run-name pre --change sixth-conv": "tests/tools runs it",
+    (
+        "python tools/train.py data/imagenet-256/train --run-name star --change sixth-conv "
+        "--init-layers convolutions --init-from runs/pre/checkpoints/step-000910819"
+    ): "tests/tools runs it",
     "python -m tests.soak.plan": "takes minutes",
     "python -m tests.soak.damaged_images": "takes minutes",
     "python -m tests.soak.damaged_images --rounds 32 --seed 7": "takes minutes",

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from model.changes import CHANGES
 from model.recipe import RECIPES, SOURCE2012
 from tools.shared.cli import parser_of, require_at_least, require_positive, run
 
@@ -33,6 +34,7 @@ ON_BAD_SAMPLE = ("stop", "skip")
 LAYOUTS = ("towers", "data")
 LAYER_SETS = ("convolutions", "all-but-fc8")
 LARGEST_SEED = 2**64 - 1
+CHANGE_HELP = f"change one thing of the recipe; may be repeated; {', '.join(CHANGES)}"
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -42,6 +44,7 @@ def arguments() -> argparse.ArgumentParser:
     add("shards", type=Path, metavar="SHARDS", help="train shard set, with its eigenbasis.json")
     add("--val", type=Path, metavar="SHARDS", help="shard set to validate on after every epoch")
     add("--recipe", choices=RECIPES, default=SOURCE2012.name, help="default: %(default)s")
+    add("--change", action="append", choices=CHANGES, default=[], metavar="NAME", help=CHANGE_HELP)
     add("--run-name", default="alexnet", metavar="NAME", help="folder of this run in --runs; default: %(default)s")
     add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs; default: %(default)s")
     add("--resume", action="store_true", help="continue from the run's last checkpoint; start if there is none")

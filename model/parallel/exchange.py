@@ -59,7 +59,8 @@ def step_bytes(
 
     Returns:
         Bytes by kind: "maps" (activations, forward), "gradients" (of activations, backward) and "images" (with labels,
-        of the half that the rank decoded) on a tower pair; "sums" (of parameter gradients) if the batch has parts.
+        of the half that the rank decoded) on a tower pair; "sums" (of parameter gradients) if the batch has parts. A
+        kind of which the rank sends nothing is left out.
     """
     found: dict[str, int] = {}
     rows = batch // place.data_ranks
@@ -72,7 +73,7 @@ def step_bytes(
     if place.data_ranks > 1:
         held = [s for s in layer_table(spec, recipe) for tower in s.towers if tower in place.towers]
         found["sums"] = BYTES["float32"] * sum((s.weights + s.biases) // len(s.towers) for s in held)
-    return found
+    return {kind: count for kind, count in found.items() if count}
 
 
 class _Crossing:

@@ -119,8 +119,9 @@ def test_logits_are_those_of_a_plain_twin(name: str) -> None:
 
 def in_lock_step(nets: list[AlexNet], x: Tensor, draws: DropoutDraws | None) -> Tensor:
     """Runs two ranks in one process, segment by segment, and joins their activations in between."""
-    halves = [net.run_segment("conv1", x, draws) for net in nets]
-    for first in ("conv3", "fc6", "fc7"):
+    scale = nets[0].recipe.input_scale
+    halves = [net.run_segment("conv1", x * scale, draws) for net in nets]
+    for first in list(nets[0].segments)[1:-1]:
         both = torch.cat(halves, 1)
         halves = [net.run_segment(first, both, draws) for net in nets]
     return nets[0].run_segment("fc8", torch.cat(halves, 1), draws)

@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 
 from model import checkpoint
 from model.alexnet import AlexNet
+from model.changes import changed
 from model.checkpoint import TrainState
 from model.dropout import DropoutDraws
 from model.evaluation import Scores, evaluate
@@ -34,6 +35,7 @@ SMALL = NetSpec(classes=5, width=0.05)
 # 20 steps, also on one rank (batches of 8, and most pixels are noise). At a tenth it stays a last bit.
 GENTLE = replace(SOURCE2012, learning_rate_scale=0.1)
 STEPS, EPOCHS, BATCH, SEED = 5, 8, 8, 9
+CROSSING = ("no-communication", "sixth-conv", "no-conv3", "non-overlapping-pooling")  # change what crosses
 SLOW_S = 0.07  # delay of every batch of the slow rank: many times its step
 DOUBLE_STEPS, DOUBLE_BATCH = 10, 4  # convolutions in float64 are slow
 # Imported once, by the server that the ranks are forked from: imports take most of the time of a process's start.
@@ -120,10 +122,17 @@ def make(
     return model, optimizer, TowerExchange(ranks, model)
 
 
-def first_step(ranks: Ranks, spec: NetSpec = SMALL, batch: int = BATCH, precision: str = "float32") -> dict[str, Any]:
+def first_step(
+    ranks: Ranks,
+    spec: NetSpec = SMALL,
+    batch: int = BATCH,
+    precision: str = "float32",
+    recipe: Recipe = SOURCE2012,
+) -> dict[str, Any]:
     """One step with dropout: images and labels of this rank's rows, logits, loss, gradients, and bytes sent."""
-    model, optimizer, towers = make(ranks, spec)
+    model, optimizer, towers = make(ranks, spec, recipe)
     draws = DropoutDraws(SEED, 0, ranks.place.first_row(batch), batch)
+    ranks.sent.clear()
     (rows,) = whole_batches(iter([part(global_batch(0, 0, batch), ranks)]), ranks)
     with torch.no_grad(), autocast(ranks.device, precision):
         logits = model.train()(rows.images, draws, towers)
@@ -138,7 +147,7 @@ def first_step(ranks: Ranks, spec: NetSpec = SMALL, batch: int = BATCH, precisio
         "loss": loss.item(),
         "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
         "sent": {**sent, **ranks.sent},
-        "calculated": step_bytes(ranks.place, spec, SOURCE2012, batch, precision),
+        "calculated": step_bytes(ranks.place, spec, recipe, batch, precision),
     }
 
 
@@ -272,6 +281,7 @@ def as_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
         "double": in_double(ranks),
         "closed early": close_early(ranks),
         "stall report": stall_report(ranks, shards, folder.with_name("stall report")),
+        "changed": {name: first_step(ranks, recipe=changed(SOURCE2012, [name])) for name in CROSSING},
         "siblings": siblings_cpu_s(ranks),
         "run": run(ranks, folder, stop_at=7),
     }
@@ -285,4 +295,5 @@ def as_four(ranks: Ranks, folder: Path, again: Path) -> dict[str, Any]:
 def as_data_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
     """What two ranks do that hold both towers each."""
     report = stall_report(ranks, shards, folder.with_name("stall report, slow rank"), SLOW_S)
-    return {"small": first_step(ranks), "stall report": report}
+    one_tower = first_step(ranks, recipe=changed(SOURCE2012, ["one-tower"]))
+    return {"small": first_step(ranks), "stall report": report, "one tower": one_tower}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from model import checkpoint
+from model.changes import changed
 from model.parallel.half_batches import swaps_crops
 from model.parallel.ranks import Ranks, cores_here, first_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
@@ -117,9 +118,11 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         ValueError: the device is absent, a shard set is damaged, or arguments contradict each other.
     """
     check_device(device)
-    rules = replace(recipe(args.recipe), learning_rate_scale=args.lr_scale)
+    rules = replace(changed(recipe(args.recipe), args.change), learning_rate_scale=args.lr_scale)
     if args.freeze:
         rules = with_frozen(rules, args.freeze)
+    if rules.structure == "one-tower" and ranks.place.is_pair:
+        raise ValueError("one tower cannot be divided between the ranks of a pair; add --layout data")
     if rules.plateau is not None and args.val is None:
         raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
     if args.resume_from and ranks.first and (faults := checkpoint.faults(args.resume_from)):
@@ -127,6 +130,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     if args.init_from and not (args.runs / args.run_name / CONFIG).is_file():  # a resumed run does not read it
         check_source(args.init_from, args.width)
     shards, val = _open_both(args)
+    spec = NetSpec(len(shards.manifest.classes), args.width)
     epochs = rules.epochs if args.epochs is None else args.epochs
     loader = _loader_settings(args, device, rules, epochs)
     local_batch(loader.batch, ranks.place.world)  # raises ValueError if the ranks cannot share the batch evenly
@@ -136,7 +140,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         val=val,
         basis=rgb_pca.load_for(shards),
         recipe=rules,
-        spec=NetSpec(len(shards.manifest.classes), args.width),
+        spec=spec,
         loader=loader,
         loop=LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps, args.save_every),
         folder=RunFolder(args.runs / args.run_name),

@@ -19,7 +19,8 @@ def describe(job: Job, state: TrainState) -> str:
     layout = "both towers on one rank" if place.world == 1 else f"both towers on each of {place.world} ranks"
     if place.is_pair:
         layout = "one tower on each rank of a pair"
-    rules = f"{job.recipe.name}, learning rates x {job.recipe.learning_rate_scale:g}"
+    changes = f" with {', '.join(job.recipe.changes)}" if job.recipe.changes else ""
+    rules = f"{job.recipe.name}{changes}, learning rates x {job.recipe.learning_rate_scale:g}"
     lines = [
         f"recipe     {rules}, batch {job.loader.batch}, seed {loop.seed}",
         f"network    {parameters:,} parameters, width {job.spec.width:g}, {job.spec.classes} classes, {layout}",

@@ -29,6 +29,7 @@ from model.transfer import load_layers, skip_frozen_gradients
 from pipeline.loader.loader import Batch, view_loader
 from pipeline.profiling.clocks import StepClocks
 from pipeline.shards.reader import ShardSet
+from tools.shared.chance import ChanceWatch
 from tools.shared.checkpoint_data import data_record
 from tools.shared.cli import Progress, one_line
 from tools.shared.job import Job
@@ -65,6 +66,7 @@ class TrainingRun:
         self.stopped_by = 0
         self._signals, self._log_failed, self._card_failed = signals, False, False
         self._saved_steps = -1  # optimizer steps of the checkpoint that this process saved last
+        self._chance = ChanceWatch(job.spec.classes)
         self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
@@ -84,7 +86,8 @@ class TrainingRun:
             path = checkpoint.named(self.folder.checkpoints, self.ranks.largest(own))
         if path is None:
             if self.job.init_from:
-                load_layers(self.job.init_from[0], model, self.job.init_from[1])
+                taken = load_layers(self.job.init_from[0], model, self.job.init_from[1])
+                self.say(f"transfer   {', '.join(taken)} of {self.job.init_from[0]}")
             return TrainState.start()
         with seen_by_all(path, self.ranks) as seen:
             return checkpoint.restore(seen, model, optimizer, self.job.loop.seed)
@@ -191,6 +194,8 @@ class TrainingRun:
 
     def _on_log(self, line: dict[str, Any]) -> None:
         self._log(line)
+        if (text := self._chance.warning(line["step"], line["loss"])) and self.ranks.first:
+            warn(text)
         self._progress.note = f"loss {line['loss']:.3f}, top-1 {line['top1']:.1%}"
 
     def _validate(self, epoch: int) -> float | None:

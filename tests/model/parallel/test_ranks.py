@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from model import checkpoint
+from model.changes import changed
 from model.parallel.exchange import crossing_numbers, step_bytes
 from model.parallel.mesh import Place
 from model.parallel.ranks import SINGLE_RANK, Ranks
@@ -18,6 +19,7 @@ from model.recipe import SOURCE2012
 from model.shapes import TOWERS, NetSpec, tower_slice
 from tests.support.rank_jobs import (
     BATCH,
+    CROSSING,
     GENTLE,
     SEED,
     SLOW_S,
@@ -141,6 +143,21 @@ def test_the_calculated_bytes_are_those_of_the_2012_network():
 def test_the_full_network_on_a_pair_is_the_one_on_one_rank(results: Results):
     """The same law at width 1 with 1,000 classes."""
     same_step([rank["full"] for rank in results.ranks["pair"]], first_step(SINGLE_RANK, NetSpec(), 2))
+
+
+@pytest.mark.parametrize("name", CROSSING)
+def test_a_changed_network_on_a_pair_is_the_one_on_one_rank(results: Results, name: str):
+    """Changes of what crosses between the towers: the same step, and as many bytes as calculated."""
+    pair = [rank["changed"][name] for rank in results.ranks["pair"]]
+    same_step(pair, first_step(SINGLE_RANK, recipe=changed(SOURCE2012, [name])))
+    assert all(step["sent"] == step["calculated"] for step in pair)
+
+
+def test_one_tower_is_trained_by_several_ranks(results: Results):
+    """With the layout "data" each rank holds it whole."""
+    steps = [rank["one tower"] for rank in results.ranks["data pair"]]
+    same_step(steps, first_step(SINGLE_RANK, recipe=changed(SOURCE2012, ["one-tower"])))
+    assert all(step["sent"] == step["calculated"] for step in steps)
 
 
 def test_bfloat16_crosses_as_bfloat16(results: Results):

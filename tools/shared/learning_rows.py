@@ -1,0 +1,163 @@
+"""The rows of docs/training.md, and what is kept of their training runs.
+
+A row is a recipe with at most one change of interest; it is trained with several seeds. Only the losses and scores of a
+run are kept, so that table and curves can be made again without the runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from model.changes import CHANGES
+from model.runs import METRICS, RunFolder
+from tools.shared.chance import is_at_chance
+
+RECIPES_ALONE = ("source2012", "paper")
+SOURCE_STARTS = (
+    *("conv-sd-0.01", "bias-0", "bias-0.1", "bias-lr-1x", "unit-variance", "lighting-paper", "no-lighting"),
+    *("lrn-alpha-sum", "no-lrn"),
+)
+SOURCE_LAYERS = (
+    *("non-overlapping-pooling", "tanh", "no-dropout", "one-tower", "no-communication"),
+    *("no-conv2", "no-conv3", "no-conv4", "no-conv5", "no-fc6", "no-fc7", "sixth-conv"),
+)
+PAPER_CHANGES = ("conv-sd-0.03", "bias-0", "bias-lr-2x", "unit-variance", "lighting-source2012", "lrn-alpha-mean")
+ROWS = (
+    *RECIPES_ALONE,
+    *(f"source2012+{change}" for change in (*SOURCE_STARTS, *SOURCE_LAYERS)),
+    *(f"paper+{change}" for change in PAPER_CHANGES),
+)
+
+
+def options_of(row: str) -> list[str]:
+    """The options of tools/train.py that give a row. Learning rates stay as they start: the plateau schedule of the
+    recipe "paper" would lower them on a long plateau, and the rows would differ in two things."""
+    recipe, changes = parts_of(row)
+    return ["--recipe", recipe, *(word for name in changes for word in ("--change", name))]
+
+
+def parts_of(row: str) -> tuple[str, list[str]]:
+    """Recipe and changes of a row."""
+    recipe, _, change = row.partition("+")
+    return recipe, ["constant-lr", *([change] if change else [])]
+
+
+def what_differs(row: str) -> str:
+    """A row in words."""
+    recipe, _, change = row.partition("+")
+    return CHANGES[change].summary if change else f"the recipe `{recipe}`"
+
+
+@dataclass(frozen=True)
+class LearningRun:
+    """One training run of a row.
+
+    Attributes:
+        row: one of `ROWS`.
+        seed: its seed.
+        day: the day on which it ended, in UTC.
+        commit: commit of the source that trained.
+        losses: pairs [optimizer steps, mean training loss since the last pair].
+        scores: pairs [optimizer steps, top-1 on the validation set].
+    """
+
+    row: str
+    seed: int
+    day: str
+    commit: str
+    losses: list[list[float]]
+    scores: list[list[float]]
+
+    @classmethod
+    def read(cls, folder: Path, steps: int) -> LearningRun | None:
+        """The first `steps` optimizer steps of the run in `folder`, which is named ROW-sSEED; None if it is another or
+        shorter run."""
+        row, _, seed = folder.name.rpartition("-s")
+        if row not in ROWS or not seed.isdigit() or not (folder / METRICS).is_file():
+            return None
+        lines = [line for line in RunFolder(folder).metrics() if line["step"] <= steps]
+        losses = [[line["step"], round(line["loss"], 4)] for line in lines if "loss" in line]
+        scores = [[line["step"], round(line["val_top1"], 4)] for line in lines if "val_top1" in line]
+        if not scores or scores[-1][0] < steps:
+            return None
+        day = time.strftime("%Y-%m-%d", time.gmtime((folder / METRICS).stat().st_mtime))
+        return cls(row, int(seed), day, str(RunFolder(folder).config().get("git_commit")), losses, scores)
+
+    def steps_at_chance(self, classes: int) -> int | None:
+        """Optimizer steps until the mean loss of a line of metrics is better than guessing; None if it never is."""
+        return next((int(step) for step, loss in self.losses if not is_at_chance(loss, classes)), None)
+
+
+@dataclass(frozen=True)
+class Record:
+    """All runs, and what they have in common.
+
+    Attributes:
+        setting: images, val_images, classes, batch, width, steps (of each run), machine and versions.
+        runs: the runs.
+        first_steps: for each row, the relative change of the slowest layer in the first step: `slowest_change` of
+            `tools.shared.first_step`.
+    """
+
+    setting: dict[str, Any]
+    runs: list[LearningRun]
+    first_steps: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Reads what `save` wrote."""
+        found = json.loads(path.read_text())
+        return cls(found["setting"], [LearningRun(**each) for each in found["runs"]], found["first_steps"])
+
+    def save(self, path: Path) -> None:
+        """Writes JSON with a line for each run."""
+        runs = ",\n".join(json.dumps(asdict(run), separators=(",", ":")) for run in self.runs)
+        setting, first = (json.dumps(each, indent=1) for each in (self.setting, self.first_steps))
+        path.write_text(f'{{"setting": {setting},\n"first_steps": {first},\n"runs": [\n{runs}\n]}}\n')
+
+    def with_runs(self, runs: Sequence[LearningRun]) -> Record:
+        """This record with more runs; a run replaces the one of the same row and seed."""
+        merged = {(run.row, run.seed): run for run in (*self.runs, *runs)}
+        ordered = sorted(merged.values(), key=lambda run: (ROWS.index(run.row), run.seed))
+        return replace(self, runs=ordered)
+
+    def of_row(self, row: str) -> list[LearningRun]:
+        """The runs of a row, by seed."""
+        return [run for run in self.runs if run.row == row]
+
+    def rows(self) -> list[str]:
+        """The rows that have a run, in the order of `ROWS`."""
+        return [row for row in ROWS if self.of_row(row)]
+
+
+def table(record: Record) -> str:
+    """The rows as a Markdown table."""
+    steps, classes = record.setting["steps"], record.setting["classes"]
+    head = f"| row | what is different | first step | seeds | steps at chance | top-1 after {steps} steps |"
+    lines = [head, "|---|---|--:|--:|--:|--:|"]
+    for row in record.rows():
+        runs = record.of_row(row)
+        stays = [run.steps_at_chance(classes) for run in runs]
+        scores = [run.scores[-1][1] for run in runs]
+        first_step = f"{100 * record.first_steps[row]:.2g} %" if row in record.first_steps else ""
+        counted = (f"{len(runs)}", _range_of_steps(stays, steps), _mean_and_range(scores))
+        cells = (f"`{row}`", what_differs(row), first_step, *counted)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _range_of_steps(stays: list[int | None], steps: int) -> str:
+    """ "42", "42 to 90", or "all 390" for runs that never do better than guessing."""
+    shown = sorted(steps + 1 if stay is None else stay for stay in stays)
+    low, high = (f"all {steps}" if step > steps else f"{step}" for step in (shown[0], shown[-1]))
+    return low if low == high else f"{low} to {high}"
+
+
+def _mean_and_range(scores: list[float]) -> str:
+    mean = f"{sum(scores) / len(scores):.1%}"
+    return mean if len(scores) == 1 else f"{mean} ({min(scores):.1%} to {max(scores):.1%})"
