@@ -44,6 +44,7 @@ def test_operators_and_bytes_are_those_of_a_count_by_hand():
     assert count_step(lambda: x.mul_(2)) == StepCounts(1, 128 + 128)
     assert count_step(lambda: torch.sub(x, y, out=torch.empty(4, 8))).launches == 1
     assert count_step(lambda: (x * y).sum()) == StepCounts(2, 288 + 132)
+    assert count_step(lambda: torch._foreach_add_([x, y], 1)) == StepCounts(1, 2 * (128 + 32))  # a list in place
 
 
 def test_the_bounds_are_bytes_and_launches_alone():

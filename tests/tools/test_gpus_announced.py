@@ -11,7 +11,7 @@ import torch
 from pipeline.loader import settings
 from pipeline.loader.settings import LoaderSettings, check_device
 from tools.shared import rank_choice
-from tools.shared.rank_choice import default_device, gpus_announced
+from tools.shared.rank_choice import default_device, gpus_announced, ranks_for
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,16 @@ def test_a_tool_without_device_takes_the_gpus_that_were_announced(announced: boo
     """`check_device` then refuses those that torch cannot use. The CPU would be a silent substitute."""
     monkeypatch.setattr(rank_choice, "gpus_announced", lambda: announced)
     assert default_device() == ("cuda" if announced else "cpu")
+
+
+def test_announced_gpus_that_torch_does_not_see_are_no_reason_for_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    """run_all prints the choice before training fails; the two lines must not contradict each other."""
+    monkeypatch.setattr(rank_choice, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(rank_choice, "gpus_announced", lambda: True)
+    assert "torch sees none of them" in ranks_for([]).why and ranks_for([]).ranks == 1
+    assert "because of --device cpu" in ranks_for(["--device", "cpu"]).why
+    monkeypatch.setattr(rank_choice, "gpus_announced", lambda: False)
+    assert "no GPU is visible" in ranks_for([]).why
 
 
 def test_torch_s_own_warning_of_several_lines_is_not_shown(monkeypatch: pytest.MonkeyPatch):

@@ -67,7 +67,10 @@ def ranks_for(train_options: list[str]) -> Choice:
     parser.add_argument("--layout", default="towers")
     options, _ = parser.parse_known_args(train_options)
     batch = recipe(options.recipe).batch if options.batch is None else options.batch
-    return choose_ranks(visible_gpus(), batch, options.device, options.layout)
+    gpus = visible_gpus()
+    if not gpus and options.device != "cpu" and gpus_announced():
+        return Choice(1, "GPUs were announced, but torch sees none of them; training stops and says why")
+    return choose_ranks(gpus, batch, options.device, options.layout)
 
 
 def visible_gpus() -> int:

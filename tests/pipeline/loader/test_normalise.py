@@ -15,11 +15,9 @@ import torch
 
 from pipeline.loader import inputs
 from pipeline.loader.augment import STORED, Lighting, central_origin
-from pipeline.loader.graphs import train_graph
-from pipeline.loader.inputs import MOST_PREALLOCATED, TrainPlanner, graph_settings, mean_residual
+from pipeline.loader.inputs import MOST_PREALLOCATED, graph_settings, mean_residual
 from pipeline.loader.loader import TrainLoader, _BatchBuilder, view_loader
 from pipeline.loader.normalise import COLUMNS, MEAN, MIRROR, STD, normalised_views
-from pipeline.loader.runner import Runner
 from tests.support.loader_fixtures import BATCH, settings, take
 from tests.support.shard_fixtures import decoded
 
@@ -87,13 +85,10 @@ def test_the_host_waits_for_dali_only_and_the_trainer_s_stream_for_the_rest(shar
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: trainer)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: used.append((tensor, stream)))
-    planner = TrainPlanner(shards, basis, how)
     builder = _BatchBuilder(basis, how, crops_only=crops_only)
     builder.stream = Stream("loader", log)  # type: ignore[assignment]
-    graph = train_graph(graph_settings(how, BATCH, shards), "decode")
-    runner = Runner(lambda: graph, planner, planner.checked(planner.batches()), how.queue_depth)
-    batch = builder(*runner.next(None))
-    runner.close()
+    with TrainLoader(shards, basis, how, crops_only=True) as loader:  # as on a GPU, its graph only decodes and crops
+        batch = builder(*loader._runner.next(None))
     assert log == ["loader records 1", "loader records 2", "trainer waits for loader 2", "host waits for loader 1"]
     kept = [batch.images, batch.labels, batch.ids]
     assert all(any(tensor.data_ptr() == one.data_ptr() for one, _ in used) for tensor in kept[:2])
