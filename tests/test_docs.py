@@ -89,6 +89,9 @@ PARSED = {
         "python tools/train.py data/imagenet-256/train --run-name star --change sixth-conv "
         "--init-layers convolutions --init-from runs/pre/checkpoints/step-000910819"
     ): "tests/tools runs it",
+    (
+        "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name tracked --tensorboard"
+    ): "tests/tools runs it",
     "python -m tests.soak.plan": "takes minutes",
     "python -m tests.soak.damaged_images": "takes minutes",
     "python -m tests.soak.damaged_images --rounds 32 --seed 7": "takes minutes",
@@ -233,7 +236,7 @@ def test_the_commands_of_a_document_run(
 
 
 # every Python block of the documents, except those that contain one of these
-NOT_INSTALLED = ("timm.create_dataset",)  # it needs torchvision
+NOT_INSTALLED = ("timm.create_dataset", "import wandb", "import trackio")  # timm needs torchvision
 EXAMPLES = {
     f"{path.name}-{number}": block
     for path in DOCUMENTS

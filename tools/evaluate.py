@@ -66,12 +66,12 @@ def main() -> int:
     args = arguments().parse_args()
     check(args)
     # Imported here, so that --help does not wait for torch and DALI.
-    import torch
 
     from model.parallel.ranks import start
     from tools.shared.rank_agreement import is_lost_connection
+    from tools.shared.rank_choice import default_device
 
-    device: Device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device: Device = args.device or default_device()
     ranks = start("data", device, RANK_TIMEOUT_S)
     try:
         evaluate(args, device, ranks)

@@ -82,6 +82,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--hang-seconds", type=float, default=300.0, metavar="S", help="end the job if a rank hangs; default: 300")
     add("--tuned", type=Path, metavar="FILE", help="use the loader settings found by bench_loader --tune FILE")
     add("--stall-seconds", type=float, default=4.0, metavar="S", help="length of each stall measurement; 0: no report")
+    add("--tensorboard", action="store_true", help="also write event files for TensorBoard into the run's folder")
     add("--log-every", type=int, default=20, metavar="STEPS", help="default: %(default)s")
     return parser
 

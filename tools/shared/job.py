@@ -51,6 +51,7 @@ class Job:
         ranks: this rank among the ranks of the job.
         resume_from: checkpoint to continue from; None for the run's last one.
         init_from: checkpoint whose layers a new run starts with, and which layers; None to start from random weights.
+        tensorboard: whether event files for TensorBoard are written.
     """
 
     shards: ShardSet
@@ -66,6 +67,7 @@ class Job:
     ranks: Ranks
     resume_from: Path | None = None
     init_from: tuple[Path, str] | None = None
+    tensorboard: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -149,6 +151,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         ranks=ranks,
         resume_from=args.resume_from,
         init_from=(args.init_from, args.init_layers) if args.init_from else None,
+        tensorboard=args.tensorboard,
     )
 
 

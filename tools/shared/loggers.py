@@ -30,6 +30,11 @@ class Logger(Protocol):
         """Receives an image, uint8 (H, W, 3). Raises OSError as `log`."""
 
 
+def loggers_of(folder: RunFolder, step: int, tensorboard: bool) -> list[Logger]:
+    """The loggers of a run that goes on from optimizer step `step`; JSON lines first. Add others here."""
+    return [JsonLines(folder), *([TensorBoard(folder.path, step)] if tensorboard else [])]
+
+
 class JsonLines:
     """Writes metrics.jsonl. Images are not stored."""
 

@@ -33,10 +33,12 @@ from tools.shared.chance import ChanceWatch
 from tools.shared.checkpoint_data import data_record
 from tools.shared.cli import Progress, one_line
 from tools.shared.job import Job
+from tools.shared.loggers import loggers_of
 from tools.shared.model_card import update_card
 from tools.shared.run_description import describe, format_bytes
 from tools.shared.stall_report import Trained, report
 from tools.shared.stop_signals import StopRequested, StopSignals, resume_command
+from tools.shared.tracking import Tracking, wait_share
 
 KEPT_CHECKPOINTS = 3  # the last one and two earlier ones; the best one is kept besides
 
@@ -64,7 +66,7 @@ class TrainingRun:
         self.clocks = StepClocks()
         self.saved = self.ranks_apart = False
         self.stopped_by = 0
-        self._signals, self._log_failed, self._card_failed = signals, False, False
+        self._signals, self._card_failed = signals, False
         self._saved_steps = -1  # optimizer steps of the checkpoint that this process saved last
         self._chance = ChanceWatch(job.spec.classes)
         self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
@@ -77,6 +79,8 @@ class TrainingRun:
             # Logged but not in the checkpoint: the run ended between the two, and makes this validation again.
             self.folder.forget_after(state.optimizer_steps, validation_is_due=state.val_error is None)
             print(describe(job, state))
+        loggers = loggers_of(self.folder, state.optimizer_steps, job.tensorboard) if self.ranks.first else []
+        self._tracking = Tracking(loggers, warn)
         self.trainer = Trainer(model, optimizer, job.loop, state, TowerExchange(self.ranks, model))
 
     def _restored(self, model: AlexNet, optimizer: Momentum2012, path: Path | None) -> TrainState:
@@ -109,10 +113,11 @@ class TrainingRun:
         with (
             self._watched(),
             self.job.local_loader(state.epoch, state.step) as loader,
-            closing(whole_batches(loader, self.ranks, finish=loader.finish)) as batches,
+            closing(whole_batches(loader, self.ranks, finish=loader.finish)) as whole,
             Progress("training", total, done=done, quiet=not self.ranks.first) as self._progress,
         ):
             try:
+                batches = self._tracking.with_example(whole, self.job.basis.mean, state.optimizer_steps)
                 finished = self.trainer.fit(batches, self._hooks())
             except (ValueError, OSError):
                 self._save_before_the_error()
@@ -193,12 +198,19 @@ class TrainingRun:
         self.clocks.add_device(times.gap_s, times.step_s, times.steps)
 
     def _on_log(self, line: dict[str, Any]) -> None:
-        self._log(line)
+        state, loop = self.trainer.state, self.job.loop
+        line["wait_share"] = wait_share(line, self.job.loader.batch)
+        line["au_estimate"] = 1 - line["wait_share"]
+        self._tracking.log(line)
+        now = learning_rates(self.job.recipe, state.epoch, loop.epochs, state.plateau.reductions)
+        self._tracking.learning_rates(line["step"], now)
         if (text := self._chance.warning(line["step"], line["loss"])) and self.ranks.first:
             warn(text)
-        self._progress.note = f"loss {line['loss']:.3f}, top-1 {line['top1']:.1%}"
+        self._progress.note = f"loss {line['loss']:.3f}, top-1 {line['top1']:.1%}, waited {line['wait_share']:.0%}"
 
     def _validate(self, epoch: int) -> float | None:
+        steps = self.trainer.state.optimizer_steps
+        self._tracking.kernels(steps, self.trainer.model.get_parameter("conv1.weight"))
         if self.job.val is None:
             return None
         scores, left_out = self._scores(self.job.val)
@@ -215,7 +227,7 @@ class TrainingRun:
         if left_out:
             line["val_left_out"] = left_out
             found += f", without {left_out} damaged image{'s' * (left_out > 1)} of {len(self.job.val):,}"
-        self._log(line)
+        self._tracking.log(line)
         self._progress.say(f"epoch {epoch + 1} of {self.job.loop.epochs}: validation: {found}")
         return 1 - scores.top1
 
@@ -246,17 +258,6 @@ class TrainingRun:
         return self.stopped_by > 0
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
-
-    def _log(self, line: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl. The first failure gives a warning; later calls write the missing lines."""
-        if not self.ranks.first:
-            return
-        try:
-            self.folder.log(line)
-        except OSError as error:
-            if not self._log_failed:
-                self._log_failed = True
-                warn(f"{error}; training continues")
 
     def _check_bytes(self) -> None:
         """Asserts, after the first step, that the ranks sent as many bytes as `step_bytes` calculates."""
