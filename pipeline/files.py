@@ -115,5 +115,5 @@ def warn_if_unsupported(error: OSError, path: Path, operation: str, consequence:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of the file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with doing("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

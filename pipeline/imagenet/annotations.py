@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.imagenet.devkit import DEVKIT, find_devkit, number_of, read_ground_truth
+from pipeline.imagenet.entries import text_of
 from pipeline.imagenet.kaggle import SOLUTION, read_solution
+from pipeline.imagenet.keys import stem_of
 from pipeline.imagenet.labels import WNID
+from pipeline.imagenet.parquet_columns import LABEL_NAMES, label_text
 
+METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's imagefolder: file_name and a label
 ANNOTATIONS = "val_annotations.txt"  # tiny-imagenet-200: NAME, wnid and a bounding box, separated by tabs
 
 
@@ -39,6 +45,9 @@ def find_file_classes(split: str, folder: Path, names: Sequence[str], roots: Seq
     for path in [f / f"{s}_annotations.txt" for f in (folder, folder.parent) for s in (split, "val")]:
         if path.is_file():
             return FileClasses(path, lambda path=path: _by_stem(_read_annotations(path)))  # type: ignore[misc]
+    for path in [f / name for f in (folder, folder.parent) for name in METADATA if (f / name).is_file()]:
+        if rows := _read_metadata(path):
+            return FileClasses(path, lambda rows=rows: _by_stem(rows))  # type: ignore[misc]
     if names and all(WNID.search(os.path.splitext(name)[0]) for name in names):
         return FileClasses(None, lambda: (_wnid_in, frozenset()))
     if split != "val":
@@ -83,7 +92,23 @@ def _by_number(wnids: list[str]) -> tuple[Callable[[str], str | None], frozenset
     return wnid_of, frozenset(f"ILSVRC2012_val_{n:08d}" for n in range(1, len(wnids) + 1))
 
 
+def _read_metadata(path: Path) -> dict[str, str]:
+    """Stem of the file name -> label; empty if the table has no label."""
+    text = text_of(path)
+    try:
+        lines = text.splitlines()
+        rows = (
+            [json.loads(line) for line in lines if line.strip()] if path.suffix == ".jsonl" else csv.DictReader(lines)
+        )
+        found = [(str(row["file_name"]), label_text(next(row[n] for n in LABEL_NAMES if n in row))) for row in rows]
+    except (KeyError, StopIteration):
+        return {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a table with file_name and label ({error}); correct it, or remove it") from error
+    return {stem_of(name): label for name, label in found if label is not None}
+
+
 def _read_annotations(path: Path) -> dict[str, str]:
     """Stem of the file name -> wnid. The words of a line are separated by tabs or spaces."""
-    rows = (line.split() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    rows = (line.split() for line in text_of(path).splitlines())
     return {os.path.splitext(row[0])[0]: row[1] for row in rows if len(row) > 1}

@@ -42,6 +42,7 @@ from pipeline.imagenet.unreadable import problem_of
 from pipeline.imagenet.webdataset import webdataset_part
 
 WRAPPERS = frozenset({"images", "image", "imgs", "data", "jpegimages"})  # folders around class folders or images
+WNID_FOLDER = re.compile(r"n\d{8}")
 FEW_FILES = 0.01  # share of images beside class folders that is skipped rather than refused
 SAMPLE_NAMES = 100  # file names that are looked at to find out how images are named
 
@@ -136,13 +137,13 @@ def _in_split_folders(
         return [Problem(place.layout, split, text, always=True)]
     inside = [_unwrapped(split, folder) for folder in full]
     classes = [folder for path in inside for folder in folders_in(path)]
-    contents = [Contents.of(path) for path in inside]
+    has_classes = any(has_image(folder) for folder in classes)
+    contents = _contents(inside, () if has_classes else classes)
     where = place.relative(inside)
     found: list[Part | Problem | None] = []
     shards = [path for content in contents for path in content.shards()]
     parquet = [path for content in contents for path in content.parquet()]
     tars = [path for content in contents for path in content.class_tars()]
-    has_classes = any(has_image(folder) for folder in classes)
     if has_classes:
         found += [class_folders(split, classes, inside, place), *_beside_classes(split, classes, contents, tars, place)]
     elif tars:
@@ -163,6 +164,16 @@ def _in_split_folders(
     return found
 
 
+def _contents(inside: Sequence[Path], folders: Sequence[Path]) -> list[Contents]:
+    """The contents of split folders, or of the folders in them if only those hold tars or parquet files."""
+    contents = [Contents.of(path) for path in inside]
+    if not any(content.shards() or content.parquet() or content.images for content in contents):
+        deeper = [Contents.of(path) for path in folders]
+        if any(content.shards() or content.parquet() for content in deeper):
+            return deeper
+    return contents
+
+
 def _beside_classes(
     split: str, classes: Sequence[Path], contents: Sequence[Contents], tars: Sequence[Path], place: Place
 ) -> list[Problem]:
@@ -174,6 +185,8 @@ def _beside_classes(
         )
         fix = f"the classes; move them up into {classes[0].parent}, or their images into {classes[0]}"
         return [Problem(place.layout, split, f"{text} {fix}", always=True)]
+    if nested := _nested(split, classes):
+        return [Problem(place.layout, split, nested, always=True)]
     archives = [path for content in contents for path in content.archives() if re.match(r"n\d{8}\.", path.name)]
     packed = [path for path in (*tars, *archives) if path.name.partition(".")[0] not in full]
     problems = []
@@ -192,6 +205,18 @@ def _beside_classes(
     return problems
 
 
+def _nested(split: str, classes: Sequence[Path]) -> str | None:
+    """Why class folders seem to be folders of splits or of class folders; None if they do not."""
+    if {split_of_folder(path.name) for path in classes} == {"train", "val"}:
+        return f"{classes[0].parent}: holds the folders of both splits, not the classes of {split}; move them up"
+    for path in classes[:SAMPLE_NAMES]:
+        inner = folders_in(path)
+        of_classes = inner and all(WNID_FOLDER.fullmatch(folder.name) for folder in inner)
+        if of_classes and not WNID_FOLDER.fullmatch(path.name) and not Contents.of(path).images:
+            return f"{path}: holds class folders, so it is not a class of {split}; move them into {path.parent}"
+    return None
+
+
 def _unwrapped(split: str, folder: Path) -> Path:
     """The folder that holds the class folders: below `folder` if there is one folder too many (val/val, val/images)."""
     content = Contents.of(folder)
@@ -200,7 +225,7 @@ def _unwrapped(split: str, folder: Path) -> Path:
     (child,) = content.folders
     inner = folders_in(child)
     wraps = split_of_folder(child.name) == split or child.name.lower() in WRAPPERS
-    if wraps or (inner and all(re.fullmatch(r"n\d{8}", path.name) for path in inner)):
+    if wraps or (inner and all(WNID_FOLDER.fullmatch(path.name) for path in inner)):
         return _unwrapped(split, child)
     return folder
 
@@ -277,6 +302,9 @@ def find_without_split(root: Path, findings: Findings) -> None:
     split = _split_of_source(root) or "train"
     folders = [folder for folder in here.folders if folder.name.lower() != "test"]
     if any(has_image(folder) for folder in folders):
+        if len(folders) > 1 and (nested := _nested(split, folders)):
+            findings.add(Problem(place.layout, split, f"{nested}, or run make_shards.py with it as SOURCE"))
+            return
         part = class_folders(split, folders, [root], place)
         note = f"{part.what} itself, which has no folder for a split"
         siblings = [f for f in folders_in(root.resolve().parent) if split_of_folder(f.name) == _other(split)]

@@ -116,7 +116,7 @@ def _content_reason(path: str | Path, name: str, offset: int) -> str | None:
     """Why a file or a member is no image by its suffix or, without one, by its first bytes; None if it is one."""
     if suffix := suffix_of(name):
         return None if suffix in image_suffixes() else f"suffix {suffix}"
-    with open(path, "rb") as file:
+    with doing("read", path), open(path, "rb") as file:
         file.seek(offset)
         return None if MAGIC.match(file.read(16)) else "no suffix and no image"
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from pipeline.imagenet.devkit import DEVKIT as DEVKIT
 from pipeline.imagenet.devkit import find_devkit, number_of, read_ground_truth, read_synsets
-from pipeline.imagenet.entries import Skipped, ignored_in_path, member_skip_reason
+from pipeline.imagenet.entries import Skipped, ignored_in_path, member_skip_reason, suffix_of
 from pipeline.imagenet.labels import WNID, LabelledImage, Scan, scan_of
 from pipeline.imagenet.listing import ClassName
 from pipeline.imagenet.parts import Part, Problem, counted
 from pipeline.imagenet.tar_members import read_members
+from pipeline.imagenet.tar_samples import OneSplit
 from pipeline.imagenet.unreadable import why_unreadable
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -123,6 +124,9 @@ def _class_images(path: Path, within: tuple[int, int] | None, wnid: str, skipped
     """The images of one class tar, which is a file or a member of one."""
     found = False
     for name, offset, size in read_members(path, within):
+        if within is not None and suffix_of(name) == ".cls":
+            found_inside = f"{wnid}.tar in it holds samples with labels, so it is no class"
+            raise ValueError(f"{path}: {found_inside}; unpack the outer tar: tar -xf {path.name}")
         if _counts(path, name, offset, skipped):
             found = True
             yield LabelledImage(name, wnid, path, offset, size)
@@ -136,8 +140,11 @@ def _train_scan(path: Path, devkit: Path | None) -> Scan:
     wnids = None if devkit is None else {name.wnid for name in read_synsets(devkit).values()}
     skipped = Skipped()
 
+    splits = OneSplit(path)
+
     def images() -> Iterator[LabelledImage]:
         for name, offset, size in read_members(path):
+            splits.check(name)
             if ignored_in_path(name):
                 skipped.add(str(ignored_in_path(name)), name)
                 continue

@@ -15,6 +15,7 @@ one read of a group each: `row_images` streams many rows out of the file with on
 from __future__ import annotations
 
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -92,8 +93,8 @@ def _open(path: Path, stream: bool = False) -> Any:
     try:
         # Not memory-mapped: a file that gets shorter would kill the process.
         return parquet.ParquetFile(path, buffer_size=STREAM_BUFFER if stream else 0, pre_buffer=not stream)
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, PermissionError) as error:  # pyarrow's own errors have no file name
+        raise type(error)(error.errno, f"cannot read: {os.strerror(error.errno or 0)}", str(path)) from error
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a whole parquet file ({error}); {remedy(path)}") from error
 

@@ -88,7 +88,7 @@ def label_text(value: object) -> str | None:
         try:
             number = float(text)
         except ValueError:
-            return text or None
+            return text if text and text.isprintable() else None
     if not math.isfinite(number) or number != int(number):
         return None if not math.isfinite(number) else text
     return str(int(number)) if 0 <= number < MAX_LABEL else None

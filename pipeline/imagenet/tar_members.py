@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from pipeline.files import doing
 from pipeline.imagenet.entries import remedy
 
 DAMAGED = (tarfile.TarError, EOFError, zlib.error, ValueError)
@@ -46,7 +47,7 @@ def read_members(path: Path, within: tuple[int, int] | None = None) -> Iterator[
         ValueError: The tar is damaged, cut off or compressed, or a member cannot be read in place.
     """
     ranges: dict[str, tuple[int, int]] = {}  # of the members so far, for links to them
-    with path.open("rb") as file:
+    with doing("read", path), path.open("rb") as file:
         start, size = within or (0, path.stat().st_size)
         try:
             with tarfile.open(fileobj=_Window(file, start, size), mode="r:") as tar:  # type: ignore[call-overload]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
+from pipeline.files import doing
 from pipeline.imagenet.entries import Skipped, ignored_in_path, image_suffixes, member_skip_reason
 from pipeline.imagenet.labels import WNID, LabelledImage
 from pipeline.imagenet.parquet_columns import label_text
@@ -32,7 +33,7 @@ def samples(tar: Path, skipped: Skipped) -> Iterator[LabelledImage]:
     """The images of a tar with their labels. A sample without exactly one image or without a label has a problem."""
     waiting: dict[str, list[Field]] = {}
     done: set[str] = set()
-    with tar.open("rb", buffering=0) as file:
+    with doing("read", tar), tar.open("rb", buffering=0) as file:
         for name, parts in groupby(_members(tar, skipped), key=lambda part: part[0]):
             fields = [*waiting.pop(name, []), *((kind, offset, size) for _, kind, offset, size in parts)]
             label = _label(_texts(file.fileno(), fields))
@@ -48,9 +49,28 @@ def samples(tar: Path, skipped: Skipped) -> Iterator[LabelledImage]:
             yield _incomplete(tar, name, fields, name in done)
 
 
+class OneSplit:
+    """Checks that the members of a tar are not those of several splits, by the folders in their names."""
+
+    def __init__(self, tar: Path) -> None:
+        self.tar, self.found = tar, dict[str, str]()  # split -> the folder that names it
+
+    def check(self, name: str) -> None:
+        """Raises ValueError if the member is of another split than an earlier one."""
+        for folder in name.split("/")[:-1]:
+            if split := split_of_folder(folder):
+                self.found.setdefault(split, folder)
+                break
+        if len(self.found) > 1:
+            folders = " and ".join(self.found.values())
+            raise ValueError(f"{self.tar}: holds folders of two splits, {folders}; unpack it: tar -xf {self.tar.name}")
+
+
 def images_by_name(tar: Path, skipped: Skipped, class_of: Callable[[str], str | None]) -> Iterator[LabelledImage]:
     """Every image of a tar without label members, with the class that its name gives."""
+    splits = OneSplit(tar)
     for name, offset, size in read_members(tar):
+        splits.check(name)
         if reason := member_skip_reason(tar, name, offset):
             skipped.add(reason, name)
         else:
@@ -72,7 +92,9 @@ def class_in_folder(name: str) -> str | None:
 
 def _members(tar: Path, skipped: Skipped) -> Iterator[tuple[str, str, int, int]]:
     """(sample, field, offset, size) of the members that belong to samples."""
+    splits = OneSplit(tar)
     for name, offset, size in read_members(tar):
+        splits.check(name)
         if reason := ignored_in_path(name):
             skipped.add(reason, name)
         elif match := MEMBER.fullmatch(name):

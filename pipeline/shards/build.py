@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.files import fsync_folder, remove_temporary, write_atomically
+from pipeline.files import doing, fsync_folder, remove_temporary, write_atomically
 from pipeline.imagenet.listing import Listing
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.philox import epoch_order
@@ -38,7 +38,7 @@ from pipeline.shards.row_groups import unpacked
 from pipeline.shards.settings import ShardSettings
 from pipeline.shards.transcode import library_versions
 from pipeline.shards.verify import verify
-from pipeline.shards.work_folder import LOCK, difference_of, locked
+from pipeline.shards.work_folder import LOCK, difference_of, locked, read_record
 from pipeline.shards.writer import mark_hashed, publish
 from pipeline.workers import ProgressCallback, Workers, ignore
 
@@ -184,7 +184,8 @@ class _SplitBuild:
             quarantined = sorted(found, key=lambda entry: entry.key)
             self._check_quarantine(results, quarantined)
             manifest = self._publish(results, quarantined)
-            self.work.rename(self.final)
+            with doing(f"rename to {self.final.name}", self.work):
+                self.work.rename(self.final)
             (self.final / LOCK).unlink()
             fsync_folder(self.root)
         spent = [result.stage_seconds for result in results if result.stage_seconds is not None]
@@ -204,7 +205,8 @@ class _SplitBuild:
                 if Path(INDEX).stem not in faulty:
                     self._restore_journal(manifest, faulty)
             # From here on the folder is that of an interrupted run, which `make` finishes.
-            self.final.rename(self.work)
+            with doing(f"rename to {self.work.name}", self.final):
+                self.final.rename(self.work)
             (self.work / MANIFEST).unlink(missing_ok=True)
         return self.make()
 
@@ -231,7 +233,7 @@ class _SplitBuild:
         if not path.is_file():
             write_atomically(path, json.dumps(self.inputs, indent=1))
             return
-        found = json.loads(path.read_text())
+        found = read_record(path)
         if found.get("source") == SOURCE_MAY_CHANGE:
             found["source"] = self.inputs["source"]
             self._remove_surplus_shards()

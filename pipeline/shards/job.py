@@ -22,6 +22,7 @@ from pipeline.shards.bottleneck import StageSeconds
 from pipeline.shards.format import DALI_INDEX_SUFFIX, INDEX_DTYPE, Quarantined, Sample, ShardRecord
 from pipeline.shards.settings import ResizeSettings
 from pipeline.shards.transcode import Undecodable, decode, encode, resize
+from pipeline.shards.work_folder import read_record
 from pipeline.shards.writer import write_shard
 
 
@@ -137,12 +138,12 @@ def write_journal_entry(job: ShardJob, result: ShardResult) -> None:
 def read_journal_entry(job: ShardJob) -> ShardResult | None:
     """The result of a job that is complete. None if it must run.
 
-    It must run without an entry, if its images changed since, or if its files are missing or of another size.
+    It must run without an undamaged entry, if its images changed since, or if its files are missing or of another size.
     """
     path = journal_path(job.folder, job.name)
     if not path.is_file():
         return None
-    fields = json.loads(path.read_text())
+    fields = read_record(path)
     if fields.get("items") != _fingerprint(job.items):
         return None
     record = ShardRecord(**fields["record"])

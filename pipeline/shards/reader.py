@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import sha256_of
+from pipeline.files import doing, sha256_of
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.shards.format import HASHED_MTIME_NS, INDEX, INDEX_DTYPE, Manifest, ShardRecord, repair_hint
 from pipeline.shards.tar_files import TarFiles
@@ -110,7 +110,8 @@ def open_shards(folder: str | Path, progress: ProgressCallback = lambda n: None)
         make = f"make_shards writes it last: run python tools/make_shards.py SOURCE {folder.parent}"
         hint = f"did you mean {folder / splits[0]}?" if splits else make
         raise ValueError(f"{folder}: no {MANIFEST} here, so not a shard set; {hint}")
-    text = path.read_bytes()
+    with doing("read", path):
+        text = path.read_bytes()
     manifest = Manifest.from_json(text.decode(errors="replace"), path)
     index = read_index(folder, manifest)
     _check_tars(folder, manifest, progress)
@@ -126,7 +127,8 @@ def read_index(folder: Path, manifest: Manifest) -> np.ndarray:
     path = folder / INDEX
     if not path.is_file():
         raise ValueError(f"{path}: missing, though {MANIFEST} names it; {repair_hint(folder)}")
-    data = path.read_bytes()
+    with doing("read", path):
+        data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise ValueError(f"{path}: its sha256 is not the one in {MANIFEST}; {repair_hint(folder)}")
     index: np.ndarray = np.load(BytesIO(data))

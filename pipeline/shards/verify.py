@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.files import sha256_of
+from pipeline.files import doing, sha256_of
 from pipeline.imagenet.webdataset import MANIFEST
 from pipeline.shards.format import (
     DALI_INDEX_SUFFIX,
@@ -128,10 +128,11 @@ def verify_shard(folder: Path, record: ShardRecord, rows: np.ndarray, deep: bool
     """
     path = folder / record.name
     idx = path.with_suffix(DALI_INDEX_SUFFIX)
-    idx_text = idx.read_bytes() if idx.is_file() else b""
     if not path.is_file():
         return [Fault(record.name, "missing")]
-    data = path.read_bytes()
+    with doing("read", path):
+        idx_text = idx.read_bytes() if idx.is_file() else b""
+        data = path.read_bytes()
     intact = len(data) == record.bytes and hashlib.sha256(data).hexdigest() == record.sha256
     keys = _keys_of_tar(data, rows) if intact else _keys_of_idx(idx_text, len(rows))
     faults: list[Fault] = []

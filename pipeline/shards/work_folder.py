@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,17 @@ def locked(work: Path) -> Iterator[None]:
         except OSError as error:
             warn_if_unsupported(error, work, "lock files", "do not start two runs on this folder at once")
         yield
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of the work folder; empty if it is damaged."""
+    with doing("read", path):
+        data = path.read_bytes()
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def difference_of(found: dict[str, Any], expected: dict[str, Any]) -> str:

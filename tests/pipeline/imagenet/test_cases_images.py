@@ -156,6 +156,7 @@ def test_samples_need_not_be_neighbours(tmp_path: Path):
         ("txt", "3", "3"),
         ("txt", "a cat", None),
         ("cls", "-1", None),
+        ("cls", "\0\1", None),
         ("cls", str(2**31 - 1), None),
         ("json", {"label": None}, None),
         ("json", {"label": float("nan")}, None),

@@ -17,6 +17,7 @@ from tools.make_shards import check_out
 
 CLASS_TARS = [(f"{wnid}.tar", tar_bytes([(f"{wnid}_1.JPEG", jpeg())])) for wnid in (TENCH, SHARK)]
 VAL_MEMBERS = [(f"ILSVRC2012_val_0000000{n}.JPEG", jpeg(n)) for n in (1, 2)]
+METADATA = f"file_name,label\n0.jpg,{TENCH}\n1.jpg,{SHARK}\n"
 Build = Callable[[Path], object]
 
 
@@ -64,6 +65,25 @@ BOTH: dict[str, Build] = {
     "train.tar and a val tar": with_plain_tars,
     "a link to the split folder": with_link_above,
     "a full copy beside train": lambda r: with_train(r, *SORTED_VAL, f"train_full/{TENCH}/1.JPEG"),
+    "labels in metadata.csv": lambda r: [
+        tree(r, *(f"{split}/{n}.jpg" for split in ("train", "val") for n in range(2))),
+        *(
+            file_of(r / s / "metadata.csv", f"file_name,label\n0.jpg,{TENCH}\n1.jpg,{SHARK}\n".encode())
+            for s in ("train", "val")
+        ),
+    ],
+    "labels in metadata.jsonl": lambda r: [
+        with_train(r, "val/0.jpg", "val/1.jpg"),
+        file_of(
+            r / "val/metadata.jsonl",
+            "".join(f'{{"file_name": "{n}.jpg", "label": "{w}"}}\n' for n, w in enumerate((SHARK, TENCH))).encode(),
+        ),
+    ],
+    "tars in numbered folders": lambda r: [
+        tar_of(r / f"{split}/{n}/0.tar", samples(wnid))
+        for split in ("train", "val")
+        for n, wnid in enumerate((TENCH, SHARK))
+    ],
     "parquet in folders of that name": with_parquet_folders,
 }
 
@@ -139,6 +159,22 @@ REFUSED: dict[str, tuple[Build, str]] = {
         "2 files in its split, expected 3 (00001 is missing)",
     ),
     "tars without a split": (with_unnamed_tars, "00000.tar: no split in its name, and nothing else gives train"),
+    "a tar of shards": (
+        lambda r: tar_of(r / "train.tar", [("train-000000.tar", tar_bytes(samples(0, 1)))]),
+        "train-000000.tar in it holds samples with labels, so it is no class; unpack the outer tar: tar -xf",
+    ),
+    "a tar of both splits": (
+        lambda r: tar_of(r / "imagenette2.tar", [(f"x/{s}/{TENCH}/{s}.JPEG", jpeg()) for s in ("train", "val")]),
+        "imagenette2.tar: holds folders of two splits, train and val; unpack it: tar -xf imagenette2.tar",
+    ),
+    "both splits in train": (
+        lambda r: tree(r, *(f"train/{name}" for name in (*CLASSES, *SORTED_VAL))),
+        "src/train: holds the folders of both splits, not the classes of train; move them up",
+    ),
+    "folders of class folders": (
+        lambda r: tree(r, f"blur/1/{TENCH}/a.JPEG", f"blur/2/{TENCH}/a.JPEG"),
+        "src/blur/1: holds class folders, so it is not a class of train",
+    ),
     "numbers and names": (
         lambda r: [tar_of(r / "train/0.tar", samples(0, 1)), tar_of(r / "val/0.tar", samples("cat", "dog"))],
         "the splits have no class in common (0 and cat)",

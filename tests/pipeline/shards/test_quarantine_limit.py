@@ -75,6 +75,21 @@ def test_shards_that_a_smaller_source_does_not_need_are_removed(tmp_path: Path):
     ]
 
 
+def test_damaged_records_of_a_run(tmp_path: Path):
+    """A shard with a damaged journal entry is made again. A damaged plan is refused: its settings are unknown."""
+    source, out = source_of(tmp_path / "in", bad=2), tmp_path / "out"
+    with pytest.raises(TooManyQuarantined):
+        make(source, out, 1)
+    source_of(tmp_path / "in", bad=0)
+    for path in (out / "train.unfinished").glob("train-*.json"):
+        path.write_text("{")
+    assert make(source, out, 1).shards_written == 3
+    (out / "train").rename(out / "train.unfinished")
+    (out / "train.unfinished/plan.json").write_text("[")
+    with pytest.raises(ValueError, match=r"begun with other settings or source \(its record is damaged\)"):
+        make(source, out, 1)
+
+
 def test_the_json_file_is_written_over_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
