@@ -309,7 +309,7 @@ def _refuse_damage(path: Path) -> None:
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         record = json.loads((path / STATE).read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{path}: no checkpoint here (no {STATE}); expected runs/NAME/checkpoints/step-...") from error
     except ValueError as error:
         raise ValueError(f"{path / STATE}: damaged ({error}); {EARLIER}") from error

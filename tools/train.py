@@ -88,7 +88,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Checks the numeric options. Raises ValueError that names the option."""
+    """Checks the numeric options and the run's name. Raises ValueError that names the option."""
     require_at_least(1, epochs=args.epochs, steps=args.steps, batch=args.batch, threads=args.threads)
     require_at_least(1, save_every=args.save_every, log_every=args.log_every)
     require_at_least(0, seed=args.seed, stall_seconds=args.stall_seconds)
@@ -102,6 +102,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--freeze {args.freeze}: fc6 and fc7 would stay random; add --init-layers {args.freeze}")
     if args.seed > LARGEST_SEED:
         raise ValueError(f"--seed {args.seed}: expected at most {LARGEST_SEED} (2**64 - 1)")
+    if not args.run_name.isprintable() or {"", ".", ".."} & set(args.run_name.split("/")):
+        raise ValueError(f"--run-name {args.run_name!r}: expected a folder in --runs, such as first or group/first")
 
 
 def main() -> int:

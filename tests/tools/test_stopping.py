@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from model import checkpoint
-from tests.support.tool_runs import ENVIRONMENT, ROOT, TINY, losses, printed, start, tool
+from pipeline.shards.reader import ShardSet
+from tests.support.tool_runs import ENVIRONMENT, ROOT, TINY, losses, metrics, printed, start, tool
 from tools.shared import stop_signals, training_run
+from tools.shared.run_output import logged
+from tools.shared.training_run import TrainingRun
 
 
 def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
@@ -48,6 +51,25 @@ def test_ctrl_c_and_a_closed_terminal_save(number: signal.Signals, code: int, en
     assert done.returncode == 0, done.stderr
     assert losses(run) == losses(end_to_end / "a")
     assert not (run / "run.lock").exists()
+
+
+def test_ctrl_c_in_a_validation_saves_the_epoch(end_to_end: Path, monkeypatch: pytest.MonkeyPatch):
+    """The epoch is saved, and the validation is made, once, when the run is resumed."""
+    run, scores = end_to_end / "in_validation", TrainingRun._scores
+    args = [*arguments(end_to_end, run.name), "--val", end_to_end / "shards" / "val", "--stall-seconds", 0]
+
+    def press(self: TrainingRun, val: ShardSet) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return scores(self, val)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_scores", press)
+        stopped = tool("train", *args)
+    assert "stopped after optimizer step 5; continue with: " in printed(stopped, code=130)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000005"]
+    printed(tool("train", *args, "--resume"))
+    assert losses(run) == losses(end_to_end / "a")
+    assert [line["step"] for line in metrics(run) if "val_loss" in line] == [5, 10]
 
 
 def test_a_signal_in_the_report_keeps_the_training_and_resuming_makes_the_report(end_to_end: Path):
@@ -119,6 +141,17 @@ def test_training_goes_on_when_the_screen_fails(end_to_end: Path):
     assert losses(run) == losses(end_to_end / "a")
     log = (run / "train.log").read_text()
     assert "recipe     source2012" in log and "verdict" in log and f"run folder: {run}" in log
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_on_a_full_disk_never_raises(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Text that fills its buffer, and a flush. The log has every line."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, name, full)
+        with logged(tmp_path / "train.log"):
+            for number in range(3):
+                print("x" * 10_000, number, file=getattr(sys, name), flush=True)
+    assert [line[-2:] for line in (tmp_path / "train.log").read_text().splitlines()] == [" 0", " 1", " 2"]
 
 
 def test_training_goes_on_without_standard_streams(end_to_end: Path):
