@@ -89,6 +89,8 @@ MAY_USE: dict[str, set[str]] = {
     "tools/bench_resize": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
     "tools/shared": {"numpy", "psutil", "torch", "tqdm"},
     "tools/shared/baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
+    "tools/shared/pca_benchmark": {"numpy", "PIL", "simplejpeg"},
+    "tools/shared/pillow_loop": {"PIL"},
     "tools/shared/resize_benchmark": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
 }
 
