@@ -99,6 +99,8 @@ MAY_USE: dict[str, set[str]] = {
     "tools/shared/learning_curves": set(),
     "tools/shared/learning_rows": set(),
     "tools/shared/baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
+    "tools/shared/pca_benchmark": {"numpy", "PIL", "simplejpeg"},
+    "tools/shared/pillow_loop": {"PIL"},
     "tools/shared/resize_benchmark": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
 }
 

@@ -141,7 +141,7 @@ def test_as_many_workers_as_are_asked_for():
     parser = cli.parser_of("")
     cli.add_workers(parser)
     with pytest.raises(ValueError, match=r"^--workers 0: expected at least 1$"):
-        cli.chosen_workers(parser.parse_args(["--workers", "0"]), "json")
+        cli.chosen_workers(parser.parse_args(["--workers", "0"]), "json").__enter__()
     with cli.chosen_workers(parser.parse_args(["--workers", "1"]), "json") as workers:
         assert workers.count == 1
     assert "usage: " in printed(tool("run_all", "--help"))

@@ -14,13 +14,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
+
+from tools.shared import ctrl_c
 
 if TYPE_CHECKING:
     from pipeline.workers import Workers
@@ -54,8 +56,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         print(f"{tool}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{tool}: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+        print(ctrl_c.line(), end="", file=sys.stderr)
+        sys.exit(ctrl_c.EXIT_CODE)
 
 
 def _open_standard_streams() -> None:
@@ -180,12 +182,21 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", metavar="URL", help="use the Dask scheduler at URL (tcp://host:8786) instead")
 
 
-def chosen_workers(args: argparse.Namespace, preload: str) -> AbstractContextManager[Workers]:
-    """Returns the workers that the options of `add_workers` choose.
+def preload_workers(args: argparse.Namespace, *modules: str) -> None:
+    """Lets several local worker processes import `modules` already now, while this process prepares their work."""
+    from pipeline.workers import start_fork_server
+
+    if _several_local(args):
+        start_fork_server(*modules)
+
+
+@contextmanager
+def chosen_workers(args: argparse.Namespace, *preload: str) -> Iterator[Workers]:
+    """Starts the workers that the options of `add_workers` choose, and stops them after the block.
 
     Args:
         args: parsed arguments.
-        preload: module that every worker process imports when it starts.
+        preload: modules that every worker imports before its first job; the same as those of `preload_workers`.
 
     Raises:
         ValueError: `--workers` is below 1.
@@ -193,7 +204,16 @@ def chosen_workers(args: argparse.Namespace, preload: str) -> AbstractContextMan
     from pipeline.workers import workers_of  # starts process pools: only a tool that works needs it
 
     require_at_least(1, workers=args.workers)
-    return workers_of(args.workers, preload, args.engine)
+    # One worker is this process, and those of a cluster are not its own: then Ctrl-C may end this process at once.
+    with (
+        ctrl_c.Raising() if _several_local(args) else nullcontext(),
+        workers_of(args.workers, *preload, engine=args.engine) as workers,
+    ):
+        yield workers
+
+
+def _several_local(args: argparse.Namespace) -> bool:
+    return args.engine is None and args.workers > 1
 
 
 def cores() -> int:
