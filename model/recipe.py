@@ -25,7 +25,11 @@ from typing import Literal
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
-PRECISIONS = ("float32", "bfloat16")  # that the trainer can compute products in; 2012 used float32
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of products: `model.precision`; 2012 used float32
+PRECISIONS_OF = {"cpu": ("float32", "bfloat16"), "cuda": PRECISIONS}  # by device
+LRN_FORMS = ("eager", "triton")  # how LRN is computed: `model.response_norm`
+
+LrnForm = Literal["eager", "triton"]
 
 After = Literal["relu", "lrn", "lrn_within_map", "pool", "dropout"]
 

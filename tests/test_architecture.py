@@ -84,6 +84,7 @@ MAY_USE: dict[str, set[str]] = {
     "model/runs": set(),
     "model/run_lock": set(),
     "model/checkpoint": {"safetensors", "torch"},
+    "model/lrn_triton": {"torch", "triton"},
     "tools": {"numpy", "psutil", "torch"},
     "tools/bench_baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/bench_resize": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},

@@ -7,6 +7,7 @@ from dataclasses import replace
 from model.checkpoint import TrainState
 from model.parallel.exchange import step_bytes
 from model.shapes import layer_table
+from model.step_options import describe_step
 from tools.shared.job import Job
 
 
@@ -17,11 +18,12 @@ def describe(job: Job, state: TrainState) -> str:
     layout = "both towers on one rank" if place.world == 1 else f"both towers on each of {place.world} ranks"
     if place.is_pair:
         layout = "one tower on each rank of a pair"
+    how = describe_step(job.loader.device, loop.precision, loop.lrn, loop.cuda_graph)
     rules = f"{job.recipe.name}, learning rates x {job.recipe.learning_rate_scale:g}"
     lines = [
         f"recipe     {rules}, batch {job.loader.batch}, seed {loop.seed}",
         f"network    {parameters:,} parameters, width {job.spec.width:g}, {job.spec.classes} classes, {layout}",
-        f"device     {job.loader.device}, {loop.precision}, data loader with {job.loader.threads} threads",
+        f"device     {job.loader.device}, {how}, data loader with {job.loader.threads} threads",
         *(_describe_ranks(job) if place.world > 1 else []),
         f"data       {len(job.shards):,} samples, {loop.steps_per_epoch} steps an epoch, epochs: {loop.epochs}",
     ]

@@ -22,6 +22,7 @@ from model.parallel.exchange import TowerExchange, step_bytes
 from model.parallel.half_batches import whole_batches
 from model.parallel.ranks import no_mark
 from model.parallel.watchdog import Watchdog
+from model.precision import prepare
 from model.recipe import PlateauState, learning_rates
 from model.trainer import Hooks, Interrupted, StepTimes, Trainer
 from pipeline.loader.loader import Batch, view_loader
@@ -64,6 +65,8 @@ class TrainingRun:
         self._saved_steps = -1  # optimizer steps of the checkpoint that this process saved last
         self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
+        prepare(model, job.device.type, job.loop.precision)
+        model.use_lrn(job.loop.lrn)
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
         state = self._restored(model, optimizer, begin_from)
         if self.ranks.first:
