@@ -89,6 +89,7 @@ MAY_USE: dict[str, set[str]] = {
     "model/checkpoint": {"safetensors", "torch"},
     "model/transfer": {"safetensors", "torch"},
     "inference": {"numpy", "torch"},
+    "model/lrn_triton": {"torch", "triton"},
     "tools": {"numpy", "psutil", "torch"},
     "tools/bench_baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/bench_resize": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},

@@ -28,7 +28,8 @@ from tools.shared.cli import parser_of, require_at_least, require_positive, run
 
 # The choices of options are written out here: the modules that define them import torch, which takes seconds.
 # A test compares them with the definitions.
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+LRN_FORMS = ("eager", "triton")
 ORDERS = ("global", "windowed")
 ON_BAD_SAMPLE = ("stop", "skip")
 LAYOUTS = ("towers", "data")
@@ -58,7 +59,14 @@ def arguments() -> argparse.ArgumentParser:
     add("--batch", type=int, metavar="N", help="images in a step, over all ranks; default: the recipe's (128)")
     add("--seed", type=int, default=2012, help="seed of weights, dropout, order and crops; default: %(default)s")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is a CUDA device")
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default: %(default)s")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="of products; float32: IEEE, as in 2012; tf32, bfloat16: faster on a GPU; default: %(default)s",
+    )
+    add("--lrn", choices=LRN_FORMS, default=LRN_FORMS[0], help="triton: fused kernels on a GPU; default: %(default)s")
+    add("--cuda-graph", action="store_true", help="record the step once and replay it; one GPU")
     add("--width", type=float, default=1.0, metavar="W", help="scale the number of feature maps; default: 1")
     add("--lr-scale", type=float, default=1.0, metavar="X", help="scale all learning rates; default: 1")
     add("--threads", type=int, metavar="N", help="loader threads of a rank; default: its cores + 1, at most 8")

@@ -134,7 +134,8 @@ class Ranks:
         operations, kept, copies = [], [], []
         if out is not None and out.numel():
             self.sent[kind] += out.numel() * out.element_size()
-            kept.append(out.cpu() if self._staged else out.contiguous())
+            rows = out.contiguous()  # the channels may be last, and the partner receives in the usual order
+            kept.append(rows.cpu() if self._staged else rows)
             operations.append(dist.P2POp(dist.isend, kept[-1], self.place.partner, group=group))
         if into is not None and into.numel():
             buffer = torch.empty_like(into, device="cpu") if self._staged else into

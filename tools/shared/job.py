@@ -17,6 +17,7 @@ from model.parallel.ranks import Ranks, cores_here, first_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
 from model.runs import CONFIG, RunFolder
 from model.shapes import NetSpec
+from model.step_options import check_step
 from model.trainer import LoopSettings
 from model.transfer import check_source, with_frozen
 from pipeline import rgb_pca
@@ -101,7 +102,12 @@ class Job:
                 "train_manifest_sha256": self.shards.manifest_sha256,
                 "eigenvalues": self.basis.eigenvalues.tolist(),
             },
-            "may_change": {"lr_scale": lr_scale, "val_set": self.val.manifest_sha256 if self.val else None},
+            "may_change": {
+                "lr_scale": lr_scale,
+                "val_set": self.val.manifest_sha256 if self.val else None,
+                "lrn": self.loop.lrn,
+                "cuda_graph": self.loop.cuda_graph,
+            },
             "loader": asdict(self.loader),
             "train": str(self.shards.folder),
             "val": str(self.val.folder) if self.val else None,
@@ -120,6 +126,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         ValueError: the device is absent, a shard set is damaged, or arguments contradict each other.
     """
     check_device(device)
+    check_step(ranks.device, args.precision, args.lrn, args.cuda_graph, ranks.place.world)
     rules = replace(changed(recipe(args.recipe), args.change), learning_rate_scale=args.lr_scale)
     if args.freeze:
         rules = with_frozen(rules, args.freeze)
@@ -144,7 +151,17 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         recipe=rules,
         spec=spec,
         loader=loader,
-        loop=LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps, args.save_every),
+        loop=LoopSettings(
+            epochs,
+            steps,
+            args.seed,
+            args.log_every,
+            args.precision,
+            args.steps,
+            args.save_every,
+            args.lrn,
+            args.cuda_graph,
+        ),
         folder=RunFolder(args.runs / args.run_name),
         stall_s=args.stall_seconds,
         hang_s=args.hang_seconds,

@@ -23,7 +23,7 @@ from model.parallel.exchange import step_bytes
 from model.parallel.half_batches import swaps_crops, whole_batches
 from model.parallel.ranks import Ranks, ranks_here
 from model.runs import STALL, write_atomically
-from model.trainer import Trainer, train_step, wait_for
+from model.trainer import Trainer, wait_for
 from pipeline.diagnosis.accounting import LoaderThroughput
 from pipeline.diagnosis.findings import Findings, build_findings, format_findings
 from pipeline.diagnosis.html import report_html
@@ -169,6 +169,7 @@ def measure_run(run: Trained, clocks: StepClocks) -> Findings:
             "settings": asdict(run.loader_settings),
             "manifest_sha256": run.shards.manifest_sha256,
             **decoding,
+            "step": {name: getattr(run.trainer.settings, name) for name in ("precision", "lrn", "cuda_graph")},
         },
         clocks=clocks if clocks.steps else None,  # none if the report of a complete run is made later
         swapped=swapped,
@@ -213,8 +214,7 @@ def trainer_under_test(trainer: Trainer, batch: int) -> TrainerUnderTest[Batch]:
 
     def step(rows: Batch) -> None:
         draws = DropoutDraws(0, len(losses), place.first_row(batch), batch)
-        precision = trainer.settings.precision
-        losses.append(train_step(trainer.model, trainer.optimizer, rows, draws, precision, trainer.towers)[0])
+        losses.append(trainer.compute(rows, draws)[0])
 
     def after(rows: Batch) -> None:
         if len(losses) % trainer.settings.log_every == 0:

@@ -23,6 +23,7 @@ from model.parallel.exchange import TowerExchange, step_bytes
 from model.parallel.half_batches import swaps_crops, whole_batches
 from model.parallel.ranks import no_mark
 from model.parallel.watchdog import Watchdog
+from model.precision import prepare
 from model.recipe import PlateauState, learning_rates
 from model.trainer import Diverged, Hooks, Interrupted, StepTimes, Trainer
 from model.transfer import load_layers, skip_frozen_gradients
@@ -71,6 +72,8 @@ class TrainingRun:
         self._chance = ChanceWatch(job.spec.classes)
         self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
+        prepare(model, job.device.type, job.loop.precision)
+        model.use_lrn(job.loop.lrn)
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
         state = self._restored(model, optimizer, begin_from)
         if self.ranks.place.world == 1:
