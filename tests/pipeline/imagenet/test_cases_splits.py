@@ -129,7 +129,10 @@ REFUSED: dict[str, tuple[Build, str]] = {
         lambda r: with_train(r, f"val_a/{TENCH}/1.JPEG", f"val_b/{TENCH}/1.JPEG"),
         "two folders for val; move one of them away",
     ),
-    "FFCV val": (lambda r: [with_train(r), file_of(r / "val.beton", b"x")], "val.beton: a file of FFCV, which is not"),
+    "FFCV val": (
+        lambda r: [with_train(r), file_of(r / "val.beton", b"x")],
+        "a folder of its class, or use --split train",
+    ),
     "Arrow": (lambda r: file_of(r / "train/data-00000-of-00001.arrow", b"x"), "an Arrow file of Hugging Face's"),
     "TFRecord": (lambda r: file_of(r / "train-00000-of-01024", b"x"), "train-00000-of-01024: a TFRecord file"),
     "pieces": (lambda r: file_of(r / "train.tar.gz.partaa", b"x"), "cat train.tar.gz.part* > train.tar.gz"),
