@@ -167,6 +167,7 @@ def _val_scan(path: Path, devkit: Path | None) -> Scan:
     """The images of the validation tar, whose classes are in their names or in the devkit's ground truth."""
     skipped = Skipped()
     wnid_of_number = [] if devkit is None else read_ground_truth(devkit)
+    seen: set[int] = set()
 
     def images() -> Iterator[LabelledImage]:
         for name, offset, size in read_members(path):
@@ -178,6 +179,9 @@ def _val_scan(path: Path, devkit: Path | None) -> Scan:
             if wnid is None:
                 last = f"{len(wnid_of_number):08d}"
                 problem = f"holds {name}, expected ILSVRC2012_val_00000001.JPEG to {last}; download it again"
+            elif number in seen:
+                wnid, problem = None, f"holds the number of {name} twice; download it again"
+            seen.add(number or -len(seen))
             yield LabelledImage(name, wnid, path, offset, size, problem)
 
     scan = _not_empty(scan_of(images(), skipped), path)
