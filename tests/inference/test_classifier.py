@@ -48,9 +48,10 @@ def shard_set(photos: list[Path], out: Path, settings: ResizeSettings) -> ShardS
     return open_shards(out / "train")
 
 
-@pytest.mark.parametrize("views", [1, 10])
 @pytest.mark.parametrize(
-    "settings", [ResizeSettings(), ResizeSettings(stored="square", quality=50, filter="area")], ids=["default", "other"]
+    ("views", "settings"),
+    [(10, ResizeSettings()), (1, ResizeSettings(stored="square", quality=50, filter="area"))],
+    ids=["default settings", "other settings"],
 )
 def test_a_file_is_classified_as_its_sample_in_a_shard_set(
     views: int, settings: ResizeSettings, photos: list[Path], tmp_path: Path
