@@ -79,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
     require_positive(width=args.width, lr_scale=args.lr_scale, hang_seconds=args.hang_seconds)
     if args.seed > LARGEST_SEED:
         raise ValueError(f"--seed {args.seed}: expected at most {LARGEST_SEED} (2**64 - 1)")
-    if not args.run_name.isprintable() or {"", ".", ".."} & set(args.run_name.split("/")):
+    if min(args.run_name, default=" ") < " " or {"", ".", ".."} & set(args.run_name.split("/")):
         raise ValueError(f"--run-name {args.run_name!r}: expected a folder in --runs, such as first or group/first")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -152,6 +153,30 @@ def test_a_stream_on_a_full_disk_never_raises(name: str, tmp_path: Path, monkeyp
             for number in range(3):
                 print("x" * 10_000, number, file=getattr(sys, name), flush=True)
     assert [line[-2:] for line in (tmp_path / "train.log").read_text().splitlines()] == [" 0", " 1", " 2"]
+
+
+def test_a_screen_that_cannot_show_a_character_shows_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """PYTHONIOENCODING=ascii and a run name with an accent."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    with logged(tmp_path / "train.log"):
+        print("run folder: r\u00fcn")
+        print("and more")
+    assert screen.buffer.getvalue() == b"run folder: r\\xfcn\nand more\n"  # type: ignore[attr-defined]
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "run folder: r\u00fcn\nand more\n"
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path: Path):
+    command = f"cd {tmp_path}; rmdir {tmp_path}; exec {sys.executable} {ROOT}/tools/train.py nowhere"
+    done = subprocess.run(["sh", "-c", command], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("train.py: the working folder was removed; change"), done
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", ">/dev/full 2>&1", "2>&-"])
+def test_the_exit_code_does_not_depend_on_the_screen(streams: str):
+    """A mistake that cannot be shown still gives 2, and not the code of a failed print."""
+    command = f"exec {sys.executable} {ROOT}/tools/train.py nowhere --batch 0 {streams}"
+    assert subprocess.run(["sh", "-c", command], env=ENVIRONMENT, stdout=subprocess.DEVNULL).returncode == 2
 
 
 def test_training_goes_on_without_standard_streams(end_to_end: Path):
