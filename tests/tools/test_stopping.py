@@ -95,6 +95,15 @@ def test_a_report_that_fails_does_not_change_the_exit_code(end_to_end: Path, mon
     assert "warning: the stall report could not be made (stall.json: No space left on device)" in done.stderr
 
 
+@pytest.mark.parametrize("number", stop_signals.SIGNALS)
+def test_every_signal_is_recorded_and_the_handlers_come_back(number: signal.Signals):
+    before = signal.getsignal(number)
+    with stop_signals.StopSignals() as signals:
+        os.kill(os.getpid(), number)
+        assert signals.requested == number
+    assert signal.getsignal(number) == before
+
+
 def test_a_second_ctrl_c_ends_at_once():
     """The first one only records the wish to stop."""
     code = "import time; from tools.shared.stop_signals import StopSignals\nwith StopSignals():\n  print(1, flush=True)"
@@ -120,7 +129,7 @@ def test_under_torchrun_every_stop_ends_with_0(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["tools/train.py", "a b", "--resume-from", "x", "--steps", "3"])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     codes = {number: stop_signals.exit_code(number) for number in stop_signals.SIGNALS}
-    assert codes == {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
+    assert codes == {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
     assert stop_signals.resume_command() == "python tools/train.py 'a b' --steps 3 --resume"
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
