@@ -6,15 +6,15 @@
 Writes runs/NAME/: config.json, metrics.jsonl, train.log (what the screen shows), checkpoints/, model-card.md (what was
 trained, its scores, how to load it), stall.json and report.html.
 
-SIGTERM, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the command
-that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last undamaged
-checkpoint, on any number of ranks, with the losses of a run that was never stopped; it also makes a stall report that
-is missing. Only --lr-scale and --val may change, and with --accept-decoder-change --hw-decoder-load. Ranks that
-torchrun restarts after a failure resume by themselves. Two ranks hold one tower each; 4, 8, ... ranks are pairs that
-share every batch.
+SIGTERM, SIGUSR1, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the
+command that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last
+undamaged checkpoint, on any number of ranks, with the losses of a run that was never stopped; it also makes a stall
+report that is missing. Only --lr-scale and --val may change, and with --accept-decoder-change --hw-decoder-load. Ranks
+that torchrun restarts after a failure resume by themselves. Two ranks hold one tower each; 4, 8, ... ranks are pairs
+that share every batch.
 
-Exit codes: 0 the run is complete, or SIGTERM stopped it; 130 Ctrl-C and 129 a closed terminal stopped it; 1 the loss
-is not a finite number, a rank hangs, or the last checkpoint could not be saved; 2 wrong input.
+Exit codes: 0 the run is complete, or SIGTERM or SIGUSR1 stopped it; 130 Ctrl-C and 129 a closed terminal stopped it; 1
+the loss is not a finite number, a rank hangs, or the last checkpoint could not be saved; 2 wrong input.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--freeze {args.freeze}: fc6 and fc7 would stay random; add --init-layers {args.freeze}")
     if args.seed > LARGEST_SEED:
         raise ValueError(f"--seed {args.seed}: expected at most {LARGEST_SEED} (2**64 - 1)")
-    if not args.run_name.isprintable() or {"", ".", ".."} & set(args.run_name.split("/")):
+    if min(args.run_name, default=" ") < " " or {"", ".", ".."} & set(args.run_name.split("/")):
         raise ValueError(f"--run-name {args.run_name!r}: expected a folder in --runs, such as first or group/first")
 
 

@@ -272,7 +272,7 @@ def start(layout: RankLayout, device: str, timeout_s: float, meeting: Meeting | 
 
 def ranks_here() -> int:
     """Number of ranks on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def first_here() -> bool:

@@ -160,6 +160,15 @@ def test_a_second_training_in_a_run_folder_is_refused(tmp_path: Path):
     assert list(path.parent.iterdir()) == []
 
 
+def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*run.lock'"), RunLock(tmp_path / "run.lock"):
+        pass
+
+
 @pytest.mark.parametrize("age_s", [0, 2 * run_lock.STALE_S])
 def test_a_holder_on_another_machine_counts_as_alive_while_it_refreshes_the_lock(tmp_path: Path, age_s: float):
     path = tmp_path / "run.lock"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -94,6 +95,15 @@ def test_a_report_that_fails_does_not_change_the_exit_code(end_to_end: Path, mon
     assert "warning: the stall report could not be made (stall.json: No space left on device)" in done.stderr
 
 
+@pytest.mark.parametrize("number", stop_signals.SIGNALS)
+def test_every_signal_is_recorded_and_the_handlers_come_back(number: signal.Signals):
+    before = signal.getsignal(number)
+    with stop_signals.StopSignals() as signals:
+        os.kill(os.getpid(), number)
+        assert signals.requested == number
+    assert signal.getsignal(number) == before
+
+
 def test_a_second_ctrl_c_ends_at_once():
     """The first one only records the wish to stop."""
     code = "import time; from tools.shared.stop_signals import StopSignals\nwith StopSignals():\n  print(1, flush=True)"
@@ -119,7 +129,7 @@ def test_under_torchrun_every_stop_ends_with_0(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["tools/train.py", "a b", "--resume-from", "x", "--steps", "3"])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     codes = {number: stop_signals.exit_code(number) for number in stop_signals.SIGNALS}
-    assert codes == {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
+    assert codes == {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
     assert stop_signals.resume_command() == "python tools/train.py 'a b' --steps 3 --resume"
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -152,6 +162,30 @@ def test_a_stream_on_a_full_disk_never_raises(name: str, tmp_path: Path, monkeyp
             for number in range(3):
                 print("x" * 10_000, number, file=getattr(sys, name), flush=True)
     assert [line[-2:] for line in (tmp_path / "train.log").read_text().splitlines()] == [" 0", " 1", " 2"]
+
+
+def test_a_screen_that_cannot_show_a_character_shows_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """PYTHONIOENCODING=ascii and a run name with an accent."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    with logged(tmp_path / "train.log"):
+        print("run folder: r\u00fcn")
+        print("and more")
+    assert screen.buffer.getvalue() == b"run folder: r\\xfcn\nand more\n"  # type: ignore[attr-defined]
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "run folder: r\u00fcn\nand more\n"
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path: Path):
+    command = f"cd {tmp_path}; rmdir {tmp_path}; exec {sys.executable} {ROOT}/tools/train.py nowhere"
+    done = subprocess.run(["sh", "-c", command], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("train.py: the working folder was removed; change"), done
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", ">/dev/full 2>&1", "2>&-"])
+def test_the_exit_code_does_not_depend_on_the_screen(streams: str):
+    """A mistake that cannot be shown still gives 2, and not the code of a failed print."""
+    command = f"exec {sys.executable} {ROOT}/tools/train.py nowhere --batch 0 {streams}"
+    assert subprocess.run(["sh", "-c", command], env=ENVIRONMENT, stdout=subprocess.DEVNULL).returncode == 2
 
 
 def test_training_goes_on_without_standard_streams(end_to_end: Path):

@@ -15,10 +15,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -49,15 +49,43 @@ def run(main: Callable[[], int]) -> NoReturn:
     tool = Path(sys.argv[0]).name
     _open_standard_streams()
     try:
+        _require_working_folder()
         sys.exit(main())
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):
             raise
-        print(f"{tool}: {one_line(error)}", file=sys.stderr)
+        _say_last(f"{tool}: {one_line(error)}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print(ctrl_c.line(), end="", file=sys.stderr)
+        _say_last(ctrl_c.line().rstrip("\n"))
         sys.exit(ctrl_c.EXIT_CODE)
+
+
+def _require_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:  # torch could not be loaded, and its message would name another file
+        raise ValueError("the working folder was removed; change to another one (cd) and run this again") from error
+
+
+def _say_last(line: str) -> None:
+    """Prints a line on stderr. If that fails (closed, full disk), the exit code still says what happened."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        discard(sys.stderr)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        discard(sys.stdout)
+
+
+def discard(stream: TextIO) -> None:
+    """Connects a stream that cannot be written to /dev/null: what it has buffered would fail again when Python ends."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def _open_standard_streams() -> None:

@@ -98,6 +98,20 @@ def test_the_first_value_that_differs_is_named_with_both_hosts():
     assert isinstance(silent, SystemExit) and silent.code == 2
 
 
+@pytest.mark.parametrize(
+    ("rank", "world", "line"),
+    [
+        ("5", "2", "RANK=5, WORLD_SIZE=2: expected a RANK from 0"),
+        ("0", "two", "WORLD_SIZE=two: expected a whole number"),
+    ],
+)
+def test_an_impossible_place_is_named_at_once(rank: str, world: str, line: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ValueError, match=line):
+        meet(60)
+
+
 def test_a_rank_that_stays_alone_says_so(monkeypatch: pytest.MonkeyPatch):
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     for name, value in place.items():
