@@ -55,8 +55,8 @@ def network(device: torch.device | str = "cpu") -> tuple[AlexNet, Momentum2012]:
 
 def keyed(draws: DropoutDraws) -> DropoutDraws:
     """The same step, with masks from keys, as on a GPU."""
-    keys = empty_keys(SOURCE2012, (0, 1), torch.device("cpu"))
-    draws.fill_keys(keys, (0, 1))
+    keys = empty_keys(SOURCE2012, torch.device("cpu"))
+    draws.fill_keys(keys)
     return replace(draws, keys=keys)
 
 
