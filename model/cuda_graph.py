@@ -99,6 +99,7 @@ class GraphedStep:
             self._graph.run(self._work)
         else:
             if learning_rates != self._recorded:
+                self._optimizer.zero_grad()  # frees what lies in the memory of an earlier recording
                 self._graph.record(self._work)
                 self._recorded = learning_rates
             self._graph.replay()
@@ -111,13 +112,13 @@ class GraphedStep:
             images, labels = torch.empty_like(batch.images), torch.empty_like(batch.labels)
             self._batch = PairBatch(images, labels, 0, 0)
             self._results = torch.empty(2, device=images.device, dtype=torch.float64)
-            self._draws = replace(draws, keys=empty_keys(self._model.recipe, self._model.towers, images.device))
+            self._draws = replace(draws, keys=empty_keys(self._model.recipe, images.device))
         assert batch.images.shape == self._batch.images.shape, "a graph has one shape of batches"
         assert draws.first_row == self._draws.first_row
         self._batch.images.copy_(batch.images)
         self._batch.labels.copy_(batch.labels)
         assert self._draws.keys is not None
-        draws.fill_keys(self._draws.keys, self._model.towers)
+        draws.fill_keys(self._draws.keys)
 
     def _work(self) -> None:
         assert self._batch is not None

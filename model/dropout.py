@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.recipe import ALL_LAYERS, Recipe
+from model.shapes import TOWERS
 
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # constants of SplitMix64
 
@@ -33,7 +34,7 @@ class DropoutDraws:
         step: optimizer steps taken before this one, over all epochs.
         first_row: row of the global batch that this rank's first image has.
         global_batch: images of the global batch; None if this rank has them all.
-        keys: by layer, the keys of its towers' masks, (T,) int64 on the device; None to make them from seed and step.
+        keys: by layer, the keys of both towers' masks, (2,) int64 on the device; None to make them from seed and step.
             `fill_keys` fills them.
     """
 
@@ -51,17 +52,18 @@ class DropoutDraws:
             return torch.cat([self.keep(layer, tower, rows, units, keep, device) for tower in towers], dim=1)
         self._check(rows)
         if self.keys is not None:
-            keys = self.keys[layer]
+            both = self.keys[layer]
         else:
-            keys = torch.empty(len(towers), dtype=torch.int64, device=device)
-            self.fill_keys({layer: keys}, towers)
+            both = torch.empty(len(TOWERS), dtype=torch.int64, device=device)
+            self.fill_keys({layer: both})
+        keys = both[towers[0] : towers[-1] + 1]
         return keyed_masks(keys, self.first_row, rows, units, keep).view(rows, len(towers) * units)
 
-    def fill_keys(self, keys: Mapping[str, Tensor], towers: tuple[int, ...]) -> None:
+    def fill_keys(self, keys: Mapping[str, Tensor]) -> None:
         """Writes the keys of this step into tensors like `keys`. The host does not wait: a number is an argument of the
         kernel that writes it, and no memory is copied."""
-        for layer, of_layer in keys.items():
-            for key, tower in zip(of_layer, towers, strict=True):
+        for layer, both in keys.items():
+            for key, tower in zip(both, TOWERS, strict=True):
                 key.fill_(_signed(mixed(self.seed, self.step, ALL_LAYERS.index(layer), tower)))
 
     def keep(self, layer: str, tower: int, rows: int, units: int, keep: float, device: torch.device) -> Tensor:
@@ -96,10 +98,10 @@ class DropoutDraws:
         return batch
 
 
-def empty_keys(recipe: Recipe, towers: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+def empty_keys(recipe: Recipe, device: torch.device) -> dict[str, Tensor]:
     """Memory for the keys of all masks that the recipe's network draws."""
     layers = [layer.name for layer in recipe.layers if "dropout" in layer.after]
-    return {layer: torch.empty(len(towers), dtype=torch.int64, device=device) for layer in layers}
+    return {layer: torch.empty(len(TOWERS), dtype=torch.int64, device=device) for layer in layers}
 
 
 def keyed_masks(keys: Tensor, first_row: int, rows: int, units: int, keep: float) -> Tensor:

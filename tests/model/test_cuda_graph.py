@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 
 from model.alexnet import AlexNet
+from model.checkpoint import TrainState
 from model.cuda_graph import WARM_UP_STEPS, CudaGraph, GraphedStep
 from model.dropout import DropoutDraws, empty_keys
 from model.optim import Momentum2012, set_learning_rates
@@ -17,7 +19,8 @@ from model.parallel.half_batches import PairBatch
 from model.recipe import SOURCE2012, LayerLearningRates, learning_rates
 from model.shapes import NetSpec
 from model.train_step import train_step
-from tests.model.test_trainer import batches
+from model.trainer import LoopSettings, Trainer
+from tests.model.test_trainer import Recorder, batches
 from tests.support.launches import META, Launches
 
 SPEC = NetSpec(classes=5, width=0.05)
@@ -55,8 +58,8 @@ def network(device: torch.device | str = "cpu") -> tuple[AlexNet, Momentum2012]:
 
 def keyed(draws: DropoutDraws) -> DropoutDraws:
     """The same step, with masks from keys, as on a GPU."""
-    keys = empty_keys(SOURCE2012, (0, 1), torch.device("cpu"))
-    draws.fill_keys(keys, (0, 1))
+    keys = empty_keys(SOURCE2012, torch.device("cpu"))
+    draws.fill_keys(keys)
     return replace(draws, keys=keys)
 
 
@@ -133,3 +136,19 @@ def test_a_step_does_not_make_the_host_wait():
     for reads in (lambda x: x.item(), lambda x: x.nonzero(), lambda x: x.cpu()):  # the instrument itself
         with pytest.raises((RuntimeError, NotImplementedError)):
             reads(torch.empty(1, device=META))
+
+
+def test_the_loop_takes_graphed_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With `cuda_graph` the loop, and whoever asks the trainer for a step, replays; otherwise nothing is recorded."""
+    graph = SimulatedGraph()
+    monkeypatch.setattr("model.trainer.CudaGraph", lambda: graph)
+    settings = LoopSettings(4, 3, seed=9, log_every=1, max_optimizer_steps=5)
+    for cuda_graph in (False, True):
+        trainer = Trainer(*network(), replace(settings, cuda_graph=cuda_graph), TrainState.start())
+        assert not graph.calls
+        recorder = Recorder(tmp_path / str(cuda_graph))
+        assert trainer.fit(batches(), recorder.hooks(trainer))
+        assert len({line["loss"] for line in recorder.lines}) == 5
+    assert graph.calls == [*["run"] * WARM_UP_STEPS, "record", "replay", "replay"]
+    trainer.compute(next(batches()), DropoutDraws(0, 0))
+    assert graph.calls[-2:] == ["replay", "replay"]

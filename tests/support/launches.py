@@ -51,7 +51,7 @@ class Launches(TorchDispatchMode):
         """Counts an operator, then calls it."""
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        inputs = tensors((args, kwargs))
+        inputs = tensors((args, {key: value for key, value in kwargs.items() if key != "out"}))  # `out` is not read
         if name == "_fused_sgd_":  # torch cannot run it on "meta"; it changes its first and third list in place
             self._add(name, inputs, [*args[0], *args[2]])
             return None
