@@ -8,9 +8,9 @@ report.html.
 
 SIGTERM, SIGUSR1, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the
 command that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last
-undamaged checkpoint, on any number of ranks, with the losses of a run that was never stopped; it also makes a stall report that
-is missing. Only --lr-scale and --val may change. Ranks that torchrun restarts after a failure resume by themselves.
-Two ranks hold one tower each; 4, 8, ... ranks are pairs that share every batch.
+undamaged checkpoint, on any number of ranks, with the losses of a run that was never stopped; it also makes a stall
+report that is missing. Only --lr-scale and --val may change. Ranks that torchrun restarts after a failure resume by
+themselves. Two ranks hold one tower each; 4, 8, ... ranks are pairs that share every batch.
 
 Exit codes: 0 the run is complete, or SIGTERM or SIGUSR1 stopped it; 130 Ctrl-C and 129 a closed terminal stopped it; 1
 the loss is not a finite number, a rank hangs, or the last checkpoint could not be saved; 2 wrong input.
