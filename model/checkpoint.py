@@ -232,7 +232,7 @@ def prune(folder: Path, keep: int) -> None:
     for path in set(all_in(folder)[:-keep]) - {best(folder)}:
         shutil.rmtree(path)
     for path in folder.glob(".step-*"):
-        if LEFT_OVER.fullmatch(path.name):
+        if LEFT_OVER.fullmatch(path.name) and path.is_dir():
             shutil.rmtree(path)
 
 

@@ -75,7 +75,10 @@ def test_a_line_that_did_not_fit_on_the_disk_is_written_later(tmp_path: Path):
 CONFIG = {"must_match": {"batch": 128}, "may_change": {"lr_scale": 1.0}}
 
 
-@pytest.mark.parametrize("text", ['{"must_match": {"ba', "", "{}", "[]", "\0\0\0", '{"must_match": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ['{"must_match": {"ba', "", "{}", "[]", "\0\0\0", '{"must_match": 3}', '{"must_match": {}, "may_change": 3}'],
+)
 def test_a_damaged_config_is_refused_with_its_name(tmp_path: Path, text: str):
     RunFolder(tmp_path).begin(CONFIG, resume=False)
     (tmp_path / "config.json").write_text(text)
