@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("pipeline", "model", "inference", "tools")
+PACKAGES = ("pipeline", "model", "tools")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 50
 
 # For each part: the other parts of this project that it may import. A part always may import itself.
@@ -40,9 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline/profiling": PROFILING,
     "pipeline/diagnosis": DIAGNOSIS,
     "model": {"model"},
-    "inference": {"pipeline", "model", "inference"},
-    "tools": {"pipeline", "model", "inference", "tools"},
-    "tools/shared": {"pipeline", "model", "inference", "tools/shared"},
+    "tools": {"pipeline", "model", "tools"},
+    "tools/shared": {"pipeline", "model", "tools/shared"},
 }
 
 # For each part: the third-party packages that it may import.
@@ -88,7 +87,6 @@ MAY_USE: dict[str, set[str]] = {
     "model/changes": set(),
     "model/checkpoint": {"safetensors", "torch"},
     "model/transfer": {"safetensors", "torch"},
-    "inference": {"numpy", "torch"},
     "model/lrn_triton": {"torch", "triton"},
     "tools": {"numpy", "psutil", "torch"},
     "tools/bench_baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},

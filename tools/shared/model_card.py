@@ -62,7 +62,7 @@ def card(job: Job, state: TrainState, metrics: list[dict[str, Any]]) -> str:
         "## Use",
         "",
         "```python",
-        "from inference.classifier import Classifier",
+        "from tools.shared.classifier import Classifier",
         "",
         f'classifier = Classifier.load("{last}")',
         'print(classifier.classify(["photo.jpg"])[0])',
