@@ -25,6 +25,7 @@ import numba
 import numpy as np
 import simplejpeg
 
+from pipeline.compiled import njit
 from pipeline.files import published
 from pipeline.shards.reader import ShardSet, open_shards
 from pipeline.workers import ProgressCallback, Workers
@@ -130,7 +131,7 @@ def moments_of(images: Iterable[np.ndarray]) -> Moments:
     return Moments(count, pixels, sums, products, (image_sums + newest_sums).reshape(side, side, 3))
 
 
-@numba.njit(ADD_PIXELS_SIGNATURE, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(ADD_PIXELS_SIGNATURE, nogil=True)
 def _add_pixels(values: np.ndarray, sums: np.ndarray, products: np.ndarray) -> None:
     """Adds the pixels R, G, B, R, G, B, ... to `sums` and `products` in one pass, in exact integers.
 
@@ -167,7 +168,7 @@ def _add_pixels(values: np.ndarray, sums: np.ndarray, products: np.ndarray) -> N
             products[i, j] = products[j, i]
 
 
-@numba.njit(ADD_SQUARE_SIGNATURE, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(ADD_SQUARE_SIGNATURE, nogil=True)
 def _add_square(values: np.ndarray, stride: int, start: int, totals: np.ndarray) -> None:
     """Adds the square whose first value is at `start` of an image with `stride` values per row to `totals`.
 

@@ -20,7 +20,7 @@ PACKAGES = ("pipeline", "model", "tools")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 50
 
 # For each part: the other parts of this project that it may import. A part always may import itself.
-BASE = {"pipeline/files", "pipeline/workers", "pipeline/philox"}
+BASE = {"pipeline/compiled", "pipeline/files", "pipeline/workers", "pipeline/philox"}
 IMAGENET = BASE | {"pipeline/imagenet"}
 SHARDS = IMAGENET | {"pipeline/shards"}
 RGB_PCA = SHARDS | {"pipeline/rgb_pca"}
@@ -29,6 +29,7 @@ PROFILING = LOADER | {"pipeline/profiling"}
 DIAGNOSIS = PROFILING | {"pipeline/diagnosis"}
 MAY_IMPORT: dict[str, set[str]] = {
     "pipeline/__init__": set(),
+    "pipeline/compiled": set(),
     "pipeline/files": set(),
     "pipeline/workers": set(),
     "pipeline/philox": set(),
@@ -47,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # For each part: the third-party packages that it may import.
 MAY_USE: dict[str, set[str]] = {
     "pipeline/__init__": set(),
+    "pipeline/compiled": {"numba"},
     "pipeline/files": set(),
     "pipeline/philox": {"numpy"},
     "pipeline/workers": {"distributed"},
@@ -63,7 +65,6 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/rgb_pca": {"numba", "numpy", "simplejpeg"},
     "pipeline/loader": {"numpy"},
     "pipeline/loader/bad_samples": {"numpy", "PIL"},
-    "pipeline/loader/compiled": {"numba"},
     "pipeline/loader/cpu_kernel": {"numba", "numpy", "nvidia"},
     "pipeline/loader/jpeg_headers": {"numba", "numpy", "nvidia"},
     "pipeline/loader/graphs": {"nvidia"},

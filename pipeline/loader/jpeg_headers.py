@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali.plugin.numba import address_as_void_pointer
 
-from pipeline.loader.compiled import njit
+from pipeline.compiled import njit
 
 FAULTS = (
     "intact",
