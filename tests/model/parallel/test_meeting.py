@@ -10,6 +10,7 @@ import pytest
 from torch.distributed import HashStore
 
 from model.parallel.meeting import Meeting, OtherRankEnded, meet
+from model.parallel.ranks import cores_here, ranks_here
 from tools.shared.rank_agreement import first_rank_first, require_same
 
 
@@ -120,3 +121,8 @@ def test_a_rank_that_stays_alone_says_so(monkeypatch: pytest.MonkeyPatch):
         ValueError, match=r"^rank 0 of 2 did not meet the others at localhost:0 within 0\.1 s; start all"
     ):
         meet(0.1)
+
+
+def test_a_machine_has_at_least_one_rank(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")
+    assert ranks_here() == 1 and cores_here() >= 1
