@@ -127,13 +127,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     """
     check_device(device)
     check_step(ranks.device, args.precision, args.lrn, args.cuda_graph, ranks.place.world)
-    rules = replace(changed(recipe(args.recipe), args.change), learning_rate_scale=args.lr_scale)
-    if args.freeze:
-        rules = with_frozen(rules, args.freeze)
-    if rules.structure == "one-tower" and ranks.place.is_pair:
-        raise ValueError("one tower cannot be divided between the ranks of a pair; add --layout data")
-    if rules.plateau is not None and args.val is None:
-        raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
+    rules = _recipe(args, ranks)
     if args.resume_from and ranks.first and (faults := checkpoint.faults(args.resume_from)):
         raise ValueError("; ".join(faults))
     if args.init_from and not (args.runs / args.run_name / CONFIG).is_file():  # a resumed run does not read it
@@ -170,6 +164,17 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         init_from=(args.init_from, args.init_layers) if args.init_from else None,
         tensorboard=args.tensorboard,
     )
+
+
+def _recipe(args: argparse.Namespace, ranks: Ranks) -> Recipe:
+    rules = replace(changed(recipe(args.recipe), args.change), learning_rate_scale=args.lr_scale)
+    if args.freeze:
+        rules = with_frozen(rules, args.freeze)
+    if rules.structure == "one-tower" and ranks.place.is_pair:
+        raise ValueError("one tower cannot be divided between the ranks of a pair; add --layout data")
+    if rules.plateau is not None and args.val is None:
+        raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
+    return rules
 
 
 def _open_both(args: argparse.Namespace) -> tuple[ShardSet, ShardSet | None]:
