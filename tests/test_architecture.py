@@ -20,7 +20,7 @@ PACKAGES = ("pipeline", "model", "tools")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 50
 
 # For each part: the other parts of this project that it may import. A part always may import itself.
-BASE = {"pipeline/files", "pipeline/workers", "pipeline/philox"}
+BASE = {"pipeline/files", "pipeline/host", "pipeline/workers", "pipeline/philox"}
 IMAGENET = BASE | {"pipeline/imagenet"}
 SHARDS = IMAGENET | {"pipeline/shards"}
 RGB_PCA = SHARDS | {"pipeline/rgb_pca"}
@@ -30,6 +30,7 @@ DIAGNOSIS = PROFILING | {"pipeline/diagnosis"}
 MAY_IMPORT: dict[str, set[str]] = {
     "pipeline/__init__": set(),
     "pipeline/files": set(),
+    "pipeline/host": set(),
     "pipeline/workers": set(),
     "pipeline/philox": set(),
     "pipeline/imagenet": IMAGENET,
@@ -48,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE: dict[str, set[str]] = {
     "pipeline/__init__": set(),
     "pipeline/files": set(),
+    "pipeline/host": set(),
     "pipeline/philox": {"numpy"},
     "pipeline/workers": {"distributed"},
     "pipeline/imagenet": {"numpy"},

@@ -226,7 +226,7 @@ def network(bench: LoaderBench, width: float) -> Trainer:
     from pipeline.loader.order import steps_per_epoch
 
     settings, shards = bench.settings, bench.shards
-    ranks = start("towers", settings.device, RANK_TIMEOUT_S)
+    ranks = start("towers", settings.device, RANK_TIMEOUT_S, cores())
     spec = NetSpec(len(shards.manifest.classes), width)
     model = AlexNet(spec, SOURCE2012, ranks.place.towers, settings.seed).to(ranks.device)
     optimizer = Momentum2012(model.named_parameters(), SOURCE2012, learning_rates(SOURCE2012, 0, SOURCE2012.epochs))
@@ -240,6 +240,7 @@ def diagnose(
     """Measures loader and trainer in turn; prints the stall report and returns it."""
     from pipeline.diagnosis.findings import build_findings, format_findings
     from pipeline.diagnosis.workload import setup_of
+    from pipeline.host import read_host
     from pipeline.profiling.machine import describe_machine, memory_use
 
     environment = {
@@ -248,7 +249,7 @@ def diagnose(
         "manifest_sha256": bench.shards.manifest_sha256,
         "settings": asdict(bench.settings),
     }
-    setup = setup_of(bench.shards, bench.settings, cores())
+    setup = setup_of(bench.shards, bench.settings, read_host())
     measured = bench.windows(trainer)
     found = build_findings(stages, measured, setup, memory_use(), environment, au_threshold)
     print(f"\n{format_findings(found)}\n")

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from typing import cast
 
 from pipeline.diagnosis.findings import Findings, build_findings
 from pipeline.diagnosis.workload import setup_of
+from pipeline.host import read_host
 from pipeline.loader.loader import stage_batch_sizes
 from pipeline.loader.settings import LoaderSettings
 from pipeline.profiling.machine import describe_machine, memory_use
@@ -54,5 +54,4 @@ def diagnose_loader(
         "manifest_sha256": shards.manifest_sha256,
         "settings": asdict(settings),
     }
-    cores = len(os.sched_getaffinity(0))
-    return build_findings(stages, measured, setup_of(shards, settings, cores), memory_use(), environment)
+    return build_findings(stages, measured, setup_of(shards, settings, read_host()), memory_use(), environment)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from pipeline.diagnosis.accounting import LoaderThroughput, StallAccount
+from pipeline.host import Host
 from pipeline.loader.augment import CROP, STORED
 from pipeline.loader.settings import LoaderSettings
 from pipeline.profiling.stages import StageThroughput
@@ -28,7 +29,8 @@ class LoaderSetup:
     Attributes:
         threads: DALI threads of one rank's loader.
         queue_depth: batches in the queue of one rank's loader.
-        cores: cores of this host that the job may use.
+        cores: cores of this host that the job may use; a quota may make it a fraction.
+        affinity_cores: cores of this host on which the job may run, which it may share with others; 0 for `cores`.
         decode_area_ratio: what must be entropy decoded for a crop, over the same for a stored square of 256, on
             average over the set.
         ranks: number of ranks.
@@ -37,19 +39,22 @@ class LoaderSetup:
 
     threads: int
     queue_depth: int
-    cores: int
+    cores: float
     decode_area_ratio: float
     ranks: int = 1
     hosts: float = 1.0
+    affinity_cores: int = 0
 
 
-def setup_of(shards: ShardSet, settings: LoaderSettings, cores: int, ranks: int = 1, hosts: float = 1.0) -> LoaderSetup:
-    """The setup of loaders of `shards`, on `cores` of each host."""
+def setup_of(shards: ShardSet, settings: LoaderSettings, host: Host, ranks: int = 1, hosts: float = 1.0) -> LoaderSetup:
+    """The setup of loaders of `shards`, on hosts like this one."""
     # A crop of a JPEG requires entropy decoding of all rows down to the crop's end: on average half of what is left
     # below the crop, over the full width.
     width, height = shards.index["width"].astype(float), shards.index["height"].astype(float)
     ratio = float((width * (height + CROP) / 2).mean()) / (STORED * (STORED + CROP) / 2)
-    return LoaderSetup(settings.threads, settings.queue_depth, cores, ratio, ranks, hosts)
+    return LoaderSetup(
+        settings.threads, settings.queue_depth, host.cores, ratio, ranks, hosts, affinity_cores=host.affinity_cores
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.host import affinity
+
 GROUPS = ("loader", "main", "others")
 DALI_PREFIX = "[DALI]"
 USED_CPU_STATES = ("user", "nice", "system", "irq", "softirq", "steal")  # psutil's names for time that a core was used
@@ -110,7 +112,7 @@ def cpu_mark() -> CpuMark:
             continue
         rest_of_job_s += times.user + times.system
     # Guest time is part of user time. Steal is what the hypervisor gave to other machines, so it counts as used.
-    usable = [every_core[core] for core in os.sched_getaffinity(0) if core < len(every_core)]
+    usable = [every_core[core] for core in affinity() if core < len(every_core)]
     machine_s = sum(getattr(core, state, 0.0) for core in usable for state in USED_CPU_STATES)
     return CpuMark(time.perf_counter(), threads_s, own.user + own.system, rest_of_job_s, machine_s)
 

@@ -15,13 +15,14 @@ import numpy as np
 from nvidia.dali import fn
 from PIL import Image
 
+from pipeline.host import whole_cores
 from pipeline.loader import graphs
 from pipeline.loader.augment import STORED
 from pipeline.shards.format import Sample
 from pipeline.shards.reader import ShardSet
 from tests.support import shard_fixtures
 
-CORES = len(os.sched_getaffinity(0))
+CORES = whole_cores()
 READ_AHEAD_BATCHES = 4  # that the loader asks the kernel to read before it needs them
 SAMPLES_OF_A_SHARD = 128
 LARGE_IMAGES = 256

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -31,6 +30,7 @@ from pipeline import rgb_pca
 from pipeline.diagnosis.findings import Findings, build_findings
 from pipeline.diagnosis.predict import Action
 from pipeline.diagnosis.workload import setup_of
+from pipeline.host import read_host
 from pipeline.loader.loader import stage_batch_sizes
 from pipeline.loader.settings import LoaderSettings
 from pipeline.profiling.machine import memory_use
@@ -210,7 +210,7 @@ class PlantedSuite:
         shards, settings = case.shards(plain, supply), self.settings(case)
         stages = measure_stages(shards, self.basis, settings, self.seconds, SUITE_STAGE_ROUNDS)
         measured = self.windows(plain, case, supply)
-        setup = setup_of(shards, settings, len(os.sched_getaffinity(0)))
+        setup = setup_of(shards, settings, read_host())
         others = [ratio * supply for ratio in case.other_ranks]
         ranks = (measured.supply, *others) if others else ()
         return build_findings(stages, measured, setup, memory_use(), {}, rank_supplies=ranks)

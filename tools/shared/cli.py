@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
+from pipeline.host import whole_cores
+
 if TYPE_CHECKING:
     from pipeline.workers import Workers
 
@@ -197,8 +199,8 @@ def chosen_workers(args: argparse.Namespace, preload: str) -> AbstractContextMan
 
 
 def cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Returns how many cores this process may use, rounded up."""
+    return whole_cores()
 
 
 def json_path(text: str) -> Path:

@@ -28,6 +28,7 @@ from pipeline.diagnosis.accounting import LoaderThroughput
 from pipeline.diagnosis.findings import Findings, build_findings, format_findings
 from pipeline.diagnosis.html import report_html
 from pipeline.diagnosis.workload import setup_of
+from pipeline.host import read_host
 from pipeline.loader.loader import TrainLoader
 from pipeline.loader.order import local_batch
 from pipeline.loader.settings import LoaderSettings
@@ -38,7 +39,6 @@ from pipeline.profiling.throughput import throughput_by_rank
 from pipeline.profiling.windows import TrainerUnderTest, measure_supply, measure_windows
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
-from tools.shared.cli import cores
 
 REPORT = "report.html"
 REPLAYED_BATCHES = 4  # enough that none stays in a processor's cache
@@ -154,7 +154,7 @@ def measure_run(run: Trained, clocks: StepClocks) -> Findings:
     return build_findings(
         stages,
         measured,
-        setup_of(run.shards, run.loader_settings, cores(), place.world, place.world / ranks_here()),
+        setup_of(run.shards, run.loader_settings, read_host(), place.world, place.world / ranks_here()),
         memory_use(),
         {
             "machine": describe_machine(),

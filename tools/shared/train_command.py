@@ -15,6 +15,7 @@ from model.run_lock import RunLock
 from model.runs import CONFIG, LOCK, LOG
 from model.trainer import Diverged
 from pipeline.loader.settings import Device
+from tools.shared.cli import cores
 from tools.shared.job import Job, resolve
 from tools.shared.provenance import launch
 from tools.shared.rank_agreement import first_rank_first, is_lost_connection, require_same, require_same_options
@@ -30,7 +31,7 @@ def train_from_arguments(args: argparse.Namespace) -> int:
     """Runs tools/train.py with its parsed arguments on this rank and returns the exit code."""
     device: Device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     # Twice as long as the watchdog's limit: the watchdog ends a hanging job first, and its message names the rank.
-    ranks = start(args.layout, device, timeout_s=2 * max(args.hang_seconds, SHORTEST_HANG_S))
+    ranks = start(args.layout, device, timeout_s=2 * max(args.hang_seconds, SHORTEST_HANG_S), cores=cores())
     try:
         return _train(args, device, ranks)
     except RuntimeError as error:
