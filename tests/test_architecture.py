@@ -80,6 +80,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/profiling/machine": {"psutil"},
     "pipeline/profiling/throughput": {"numpy", "psutil"},
     "pipeline/diagnosis": set(),
+    "pipeline/diagnosis/run_account": {"numpy"},
     "pipeline/diagnosis/stored_shape": {"numpy"},
     "model": {"torch"},
     "model/recipe": set(),

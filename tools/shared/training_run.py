@@ -26,6 +26,7 @@ from model.recipe import PlateauState, learning_rates
 from model.trainer import Hooks, Interrupted, StepTimes, Trainer
 from pipeline.loader.loader import Batch, view_loader
 from pipeline.profiling.clocks import StepClocks
+from pipeline.profiling.run_marks import RunMarks
 from pipeline.shards.reader import ShardSet
 from tools.shared.checkpoint_data import data_record
 from tools.shared.cli import Progress, one_line
@@ -57,7 +58,7 @@ class TrainingRun:
 
     def __init__(self, job: Job, signals: StopSignals, begin_from: Path | None = None) -> None:
         self.job, self.ranks, self.folder = job, job.ranks, job.folder
-        self.clocks = StepClocks()
+        self.clocks = StepClocks(RunMarks())
         self.saved = self.ranks_apart = False
         self.stopped_by = 0
         self._signals, self._log_failed = signals, False
@@ -154,8 +155,8 @@ class TrainingRun:
         return Hooks(
             on_step=self._on_step,
             on_log=self._on_log,
-            validate=self._validate,
-            save=self._save,
+            validate=self.clocks.paused("validation", self._validate),
+            save=self.clocks.paused("checkpoints", self._save),
             stopped=self._stopped,
             on_device=self._on_device_step,
         )
