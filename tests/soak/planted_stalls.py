@@ -56,7 +56,7 @@ from tests.soak.faults import (
 MIN_RIGHT_SHARE = 0.95  # of runs
 MAX_MEDIAN_ERROR = 0.10  # of predictions
 BATCH = 128
-SUITE_STAGE_ROUNDS, SUITE_ROUNDS = 2, 3
+SUITE_STAGE_ROUNDS, SUITE_ROUNDS = 2, 5
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from tests.support.slow_folder import NoSlowFolder, slow_folder
 ROOT = Path(__file__).parents[2]
 MIN_RIGHT_SHARE = 0.95
 FIRST_LINES = 10
-MEMORY_BYTES = 900 * 2**20  # enough to train, and too little for a set of 15 copies beside it
+MEMORY_BYTES = 1200 * 2**20  # enough to train, and too little for a set of 15 copies beside it
 
 
 @dataclass(frozen=True)
