@@ -70,6 +70,7 @@ REMEDIES: dict[str, tuple[Change, ...]] = {
     "few cores": ("cores",),
     "expensive augmentation": ("cores",),
 }
+STORAGE_CAUSES = ("network folder", "memory limit", "bursts", "slow storage", "cold cache")
 LIMITS = {
     "storage": "reading",
     "loader": "the CPU time of decoding and augmenting",
@@ -166,7 +167,9 @@ def ranked_actions(load: Workload, cause: Cause) -> list[Action]:
     Predicted throughput ranks them. Two kinds come before a better one if they bring a quarter of the best gain: first
     what removes the cause, then changes of settings, which cost nothing.
     """
-    candidates = (*_loader_changes(load), *_storage_changes(load), *_resource_changes(load))
+    candidates = [*_loader_changes(load), *_storage_changes(load), *_resource_changes(load)]
+    if cause.name in STORAGE_CAUSES:  # while the loader waits for storage, neighbours take nothing from it
+        candidates = [candidate for candidate in candidates if candidate.change != "neighbours"]
     actions = [candidate.predicted(load) for candidate in candidates]
     worth = [action for action in actions if action.together >= MIN_GAIN * load.together]
     best = max((action.together for action in worth), default=load.together)

@@ -112,7 +112,9 @@ CASES: dict[str, Case] = {
     "few threads": Case(1.2, (("input-bound: decode", "few threads"),), settings=ONE_THREAD),
     "noisy neighbours": Case(1.2, NEIGHBOURS, around=noisy_neighbours),
     "slow callback": Case(0.4, (("unexplained", "slow callback"),), after_s=0.02),
-    "short queue": Case(0.7, (("contention", "short queue"),), settings={"queue_depth": 1}, jitter=0.9),
+    "short queue": Case(
+        0.7, (("contention", "short queue"), (INDISTINCT, "short queue")), settings={"queue_depth": 1}, jitter=0.9
+    ),
     "large images": Case(0.9, (("input-bound: decode", "large images"),)),
     "expensive augmentation": Case(
         0.9, (("input-bound: augment", "expensive augmentation"),), around=expensive_augmentation

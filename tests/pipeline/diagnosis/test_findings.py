@@ -175,6 +175,7 @@ def test_neighbours_that_use_cores_while_the_loader_waits_for_storage_take_nothi
     alone, beside = (build_findings(apart, windows(apart, neighbours=cores), SETUP, MEMORY, {}) for cores in (0.0, 3.9))
     assert (beside.cause.name, beside.workload.free_cores) == ("cold cache", pytest.approx(2.1))
     assert beside.actions[0].change == alone.actions[0].change == "memory"
+    assert "neighbours" not in {action.change for action in beside.actions}
     assert beside.actions[0].together > 1.5 * beside.account.together
 
 
