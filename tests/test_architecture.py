@@ -20,7 +20,7 @@ PACKAGES = ("pipeline", "model", "tools")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 50
 
 # For each part: the other parts of this project that it may import. A part always may import itself.
-BASE = {"pipeline/compiled", "pipeline/files", "pipeline/workers", "pipeline/philox"}
+BASE = {"pipeline/compiled", "pipeline/files", "pipeline/host", "pipeline/workers", "pipeline/philox"}
 IMAGENET = BASE | {"pipeline/imagenet"}
 SHARDS = IMAGENET | {"pipeline/shards"}
 RGB_PCA = SHARDS | {"pipeline/rgb_pca"}
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline/__init__": set(),
     "pipeline/compiled": set(),
     "pipeline/files": set(),
+    "pipeline/host": set(),
     "pipeline/workers": set(),
     "pipeline/philox": set(),
     "pipeline/imagenet": IMAGENET,
@@ -50,6 +51,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/__init__": set(),
     "pipeline/compiled": {"numba"},
     "pipeline/files": set(),
+    "pipeline/host": set(),
     "pipeline/philox": {"numpy"},
     "pipeline/workers": {"distributed"},
     "pipeline/imagenet": {"numpy"},
@@ -80,6 +82,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/profiling/machine": {"psutil"},
     "pipeline/profiling/throughput": {"numpy", "psutil"},
     "pipeline/diagnosis": set(),
+    "pipeline/diagnosis/run_account": {"numpy"},
     "pipeline/diagnosis/stored_shape": {"numpy"},
     "model": {"torch"},
     "model/recipe": set(),

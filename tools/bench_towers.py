@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from model.parallel.mesh import RankLayout
 from model.recipe import LRN_FORMS, PRECISIONS, SOURCE2012, LrnForm, learning_rates
 from model.shapes import NetSpec
-from tools.shared.cli import Progress, json_path, run, write_json
+from tools.shared.cli import Progress, cores, json_path, run, write_json
 
 if TYPE_CHECKING:
     from model.parallel.half_batches import PairBatch
@@ -110,7 +110,7 @@ def hardware(device: str) -> str:
 
     if device == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{len(os.sched_getaffinity(0))} cores"
+    return f"{cores()} cores"
 
 
 def measure(candidate: Candidate, work: Work) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def _rank(rank: int, port: int, candidate: Candidate, work: Work, sender: Any) -
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": candidate.world, "LOCAL_WORLD_SIZE": candidate.world}
     os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
     os.environ.update({name: str(value) for name, value in place.items()})
-    ranks = start(candidate.layout, work.device, 300)
+    ranks = start(candidate.layout, work.device, 300, cores=cores())
     sender.send(take_steps(ranks, work))
     ranks.leave()
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
+from pipeline.host import whole_cores
 from tools.shared import ctrl_c
 
 if TYPE_CHECKING:
@@ -245,8 +246,8 @@ def _several_local(args: argparse.Namespace) -> bool:
 
 
 def cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Returns how many cores this process may use, rounded up."""
+    return whole_cores()
 
 
 def json_path(text: str) -> Path:

@@ -13,7 +13,7 @@ import torch
 from model import checkpoint
 from model.changes import changed
 from model.parallel.half_batches import swaps_crops
-from model.parallel.ranks import Ranks, cores_here, first_here, ranks_here
+from model.parallel.ranks import Ranks, cores_of_rank, first_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
 from model.runs import CONFIG, RunFolder
 from model.shapes import NetSpec
@@ -28,7 +28,7 @@ from pipeline.loader.order import local_batch, steps_per_epoch
 from pipeline.loader.settings import Device, LoaderSettings, check_decoder, check_device, default_threads
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet, open_shards
-from tools.shared.cli import Progress
+from tools.shared.cli import Progress, cores
 from tools.shared.provenance import git_commit, launch, library_versions
 
 MOST_THREADS = 8  # of one rank's loader; DALI advises 4 to 8 for one GPU
@@ -220,7 +220,7 @@ def decoding(loader: LoaderSettings, ranks: int) -> dict[str, Any]:
 
 def default_loader_threads() -> int:
     """Returns the loader's default number of threads for this rank's share of the machine's cores."""
-    return default_threads() if ranks_here() == 1 else min(MOST_THREADS, cores_here() + 1)
+    return default_threads() if ranks_here() == 1 else min(MOST_THREADS, cores_of_rank(cores()) + 1)
 
 
 def first_epoch_without_noise(rules: Recipe, epochs: int) -> int:

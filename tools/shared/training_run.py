@@ -29,6 +29,7 @@ from model.trainer import Diverged, Hooks, Interrupted, StepTimes, Trainer
 from model.transfer import load_layers, skip_frozen_gradients
 from pipeline.loader.loader import Batch, view_loader
 from pipeline.profiling.clocks import StepClocks
+from pipeline.profiling.run_marks import RunMarks
 from pipeline.shards.reader import ShardSet
 from tools.shared.chance import ChanceWatch
 from tools.shared.checkpoint_data import data_record
@@ -64,7 +65,7 @@ class TrainingRun:
 
     def __init__(self, job: Job, signals: StopSignals, begin_from: Path | None = None) -> None:
         self.job, self.ranks, self.folder = job, job.ranks, job.folder
-        self.clocks = StepClocks()
+        self.clocks = StepClocks(RunMarks())
         self.saved = self.ranks_apart = False
         self.stopped_by = 0
         self._signals, self._card_failed = signals, False
@@ -184,8 +185,8 @@ class TrainingRun:
         return Hooks(
             on_step=self._on_step,
             on_log=self._on_log,
-            validate=self._validate,
-            save=self._save,
+            validate=self.clocks.paused("validation", self._validate),
+            save=self.clocks.paused("checkpoints", self._save),
             stopped=self._stopped,
             on_device=self._on_device_step,
         )
