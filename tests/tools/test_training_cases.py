@@ -70,7 +70,7 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
         f"{RANKS}/test_meeting.py": ("test_the_first_value_that_differs_is_named_with_both_hosts",),
     },
     "a home folder that cannot be written": {
-        f"{LOADER}/test_compiled.py": ("test_without_a_cache_functions_are_compiled_and_one_line_warns",)
+        "tests/pipeline/test_compiled.py": ("test_without_a_cache_functions_are_compiled_and_one_line_warns",)
     },
     "a stop or a full disk in the report": {
         STOPPING: (
