@@ -9,9 +9,9 @@ trained, its scores, how to load it), stall.json and report.html.
 SIGTERM, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the command
 that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last undamaged
 checkpoint, on any number of ranks, with the losses of a run that was never stopped; it also makes a stall report that
-is missing. Only --lr-scale and --val may change, and with --accept-decoder-change --hw-decoder-load. Ranks that
-torchrun restarts after a failure resume by themselves. Two ranks hold one tower each; 4, 8, ... ranks are pairs that
-share every batch.
+is missing. Only --lr-scale and --val may change, and with --accept-decoder-change --loader and --hw-decoder-load.
+Ranks that torchrun restarts after a failure resume by themselves. Two ranks hold one tower each; 4, 8, ... ranks are
+pairs that share every batch.
 
 Exit codes: 0 the run is complete, or SIGTERM stopped it; 130 Ctrl-C and 129 a closed terminal stopped it; 1 the loss
 is not a finite number, a rank hangs, or the last checkpoint could not be saved; 2 wrong input.
@@ -31,6 +31,7 @@ from tools.shared.cli import parser_of, require_at_least, require_positive, run
 PRECISIONS = ("float32", "bfloat16")
 ORDERS = ("global", "windowed")
 ON_BAD_SAMPLE = ("stop", "skip")
+LOADERS = ("dali", "webdataset")
 LAYOUTS = ("towers", "data")
 LAYER_SETS = ("convolutions", "all-but-fc8")
 LARGEST_SEED = 2**64 - 1
@@ -61,6 +62,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default: %(default)s")
     add("--width", type=float, default=1.0, metavar="W", help="scale the number of feature maps; default: 1")
     add("--lr-scale", type=float, default=1.0, metavar="X", help="scale all learning rates; default: 1")
+    add("--loader", choices=LOADERS, default=LOADERS[0], help="webdataset: without DALI, slower; default: %(default)s")
     add("--threads", type=int, metavar="N", help="loader threads of a rank; default: its cores + 1, at most 8")
     add(
         "--hw-decoder-load",
@@ -68,7 +70,7 @@ def arguments() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="of JPEGs for a GPU's JPEG engines; changes pixels slightly",
     )
-    add("--accept-decoder-change", action="store_true", help="resume although --hw-decoder-load differs")
+    add("--accept-decoder-change", action="store_true", help="resume although --loader or --hw-decoder-load differs")
     add("--order", choices=ORDERS, default=ORDERS[0], help="windowed: read a few shards at a time; default: global")
     add(
         "--on-bad-sample",

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import types
 from nvidia.dali.data_node import DataNode
-from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer
+from nvidia.dali.plugin.numba import NumbaFunction
 
 from pipeline.loader.augment import CROP, Floats
-from pipeline.loader.compiled import cfunc, njit
+from pipeline.loader.compiled import address_as_void_pointer, cfunc, njit
 
 
 # error_model="numpy" makes 1 / 0 infinite, as in NumPy, so that the kernel needs no code that raises exceptions.

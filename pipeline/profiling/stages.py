@@ -14,10 +14,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from pipeline.loader.graphs import Stage
 from pipeline.loader.loader import stage_batch_sizes
 from pipeline.loader.order import steps_per_epoch
-from pipeline.loader.settings import LoaderSettings
+from pipeline.loader.settings import LoaderSettings, Stage
 from pipeline.profiling.group import SINGLE_PROCESS, Group
 from pipeline.profiling.page_cache import cached_share, drop_cache
 from pipeline.profiling.throughput import Throughput, lockstep_throughput, measure_throughput, throughput_by_rank
