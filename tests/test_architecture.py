@@ -78,6 +78,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/loader/runner": {"torch"},
     "pipeline/loader/settings": {"torch"},
     "pipeline/profiling": {"numpy"},
+    "pipeline/profiling/any_loader": {"psutil"},
     "pipeline/profiling/confidence": {"numpy", "scipy"},
     "pipeline/profiling/cpu_time": {"psutil"},
     "pipeline/profiling/machine": {"psutil"},
@@ -93,7 +94,7 @@ MAY_USE: dict[str, set[str]] = {
     "model/transfer": {"safetensors", "torch"},
     "inference": {"numpy", "torch"},
     "tools": {"numpy", "psutil", "torch"},
-    "tools/bench_baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
+    "tools/bench_baselines": {"numpy", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/bench_resize": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
     "tools/shared": {"numpy", "psutil", "torch", "tqdm"},
     "tools/shared/figures": {"matplotlib", "numpy", "PIL", "torch"},
@@ -101,7 +102,7 @@ MAY_USE: dict[str, set[str]] = {
     "tools/shared/chance": set(),
     "tools/shared/learning_curves": set(),
     "tools/shared/learning_rows": set(),
-    "tools/shared/baselines": {"numpy", "PIL", "simplejpeg", "spdl", "torch", "webdataset"},
+    "tools/shared/baselines": {"numpy", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/shared/resize_benchmark": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
 }
 

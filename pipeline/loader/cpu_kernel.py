@@ -5,23 +5,23 @@
 If the crop is mirrored, x counts from the right on the side of the crop. The loader puts the PCA (principal component
 analysis) lighting noise of a sample into `mean`. On the GPU `normalise.py` does this. DALI's own operator
 processes one pixel at a time and takes 0.14 ms for a crop, close to half of the time of decoding; this kernel, which
-numba compiles to vector instructions, takes 0.03 ms (LOG.md).
+numba compiles to vector instructions, takes 0.03 ms (LOG.md). The loader without DALI calls the kernel itself.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import types
-from nvidia.dali.data_node import DataNode
-from nvidia.dali.plugin.numba import NumbaFunction
 
 from pipeline.loader.augment import CROP, Floats
 from pipeline.loader.compiled import address_as_void_pointer, cfunc, njit
+
+if TYPE_CHECKING:
+    from nvidia.dali.data_node import DataNode
 
 
 # error_model="numpy" makes 1 / 0 infinite, as in NumPy, so that the kernel needs no code that raises exceptions.
@@ -95,20 +95,23 @@ def _set_output_shapes(
         shape[0], shape[1], shape[2] = 3, CROP, CROP
 
 
-class _CompiledOperator(NumbaFunction):  # type: ignore[misc]
-    """The plugin's operator, given the addresses of callbacks that are compiled already."""
-
-    def _get_run_fn_cpu(self, *_: Any) -> int:
-        return int(_run_sample.address)
-
-    def _get_setup_fn_cpu(self, *_: Any) -> int:
-        return int(_set_output_shapes.address)
-
-
 @cache
-def _operator() -> NumbaFunction:
+def _operator() -> Any:
+    """The operator for DALI, which is imported here: the kernel is also used without it."""
+    from nvidia.dali import types
+    from nvidia.dali.plugin.numba import NumbaFunction
+
+    class CompiledOperator(NumbaFunction):  # type: ignore[misc]
+        """The plugin's operator, given the addresses of callbacks that are compiled already."""
+
+        def _get_run_fn_cpu(self, *_: Any) -> int:
+            return int(_run_sample.address)
+
+        def _get_setup_fn_cpu(self, *_: Any) -> int:
+            return int(_set_output_shapes.address)
+
     uint8, int32, float32 = types.UINT8, types.INT32, types.FLOAT
-    return _CompiledOperator(
+    return CompiledOperator(
         run_fn=mirror_normalize,
         setup_fn=_set_output_shapes,
         out_types=[float32],

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from io import BytesIO
-from itertools import islice
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 
-from pipeline.loader.augment import CROP, STORED
+from pipeline.loader.augment import BORDER, CROP, STORED, VIEW_ORIGINS, Floats
 from pipeline.loader.bad_samples import broken_images, damaged, substitute_for
 from pipeline.loader.batch import Batch, without_substitutes
+from pipeline.loader.cpu_kernel import mirror_normalize
 from pipeline.loader.inputs import BatchInputs, BatchPlanner, Place, TrainPlanner, ViewPlanner, mean_residual
-from pipeline.loader.normalise import mirror_normalise, normalised_views, rows_of
+from pipeline.loader.normalise import MEAN, MIRROR, STD, mirror_normalise, normalised_views, rows_of
 from pipeline.loader.order import Ids
 from pipeline.loader.settings import LoaderSettings, Stage
 from pipeline.rgb_pca import Eigenbasis
@@ -44,13 +45,13 @@ class Made(NamedTuple):
 
     Attributes:
         inputs: epoch, step, ids and damaged samples of the batch; no tensors.
-        images: finished images, or uint8 crops; empty if the loader is cut short or the batch cannot be made.
+        crops: uint8 (N, side, side, 3); empty if the loader is cut short or the batch cannot be made.
         rows: float32 (N, 5), from `rows_of`.
         error: why the batch cannot be made; empty if it could.
     """
 
     inputs: BatchInputs
-    images: torch.Tensor = NO_PIXELS
+    crops: torch.Tensor = NO_PIXELS
     rows: torch.Tensor = NO_PIXELS
     error: str = ""
 
@@ -72,7 +73,7 @@ class TrainingBatches:
         rows: int,
         crops_only: bool,
     ) -> None:
-        worker = Worker(shards, settings, planner, _Finish.of(basis, settings, 0, crops_only))
+        worker = Worker(shards, settings, planner)
         self._to_batch = BatchBuilder(shards, basis, settings, planner, 0, crops_only)
         self.pipeline = webdataset.DataPipeline(_Places(shards, planner, start), webdataset.map(worker))
         self._made: Generator[Made] | None = _in_workers(settings, self.pipeline)
@@ -98,7 +99,7 @@ def view_batches(
     shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, planner: ViewPlanner, views: int, shares: list[int]
 ) -> Iterator[Batch]:
     """The rank's evaluation batches in which it has samples; arguments as in `dali_batches`."""
-    worker = Worker(shards, settings, planner, _Finish.of(basis, settings, views, False), STORED)
+    worker = Worker(shards, settings, planner, STORED)
     to_batch = BatchBuilder(shards, basis, settings, planner, views, False)
     pipeline = webdataset.DataPipeline(_Places(shards, planner, ()), webdataset.map(worker))
     made = _in_workers(settings, pipeline, len(shares))
@@ -113,7 +114,7 @@ def stage_ids(
     shards: ShardSet, settings: LoaderSettings, planner: TrainPlanner, stage: Stage, step: int
 ) -> Generator[Ids]:
     """The sample ids (N,) of batches from `step` on that are processed up to "read" or "decode"."""
-    worker = Worker(shards, settings, planner, None, stage=stage)
+    worker = Worker(shards, settings, planner, stage=stage)
     pipeline = webdataset.DataPipeline(_Places(shards, planner, (0, step)), webdataset.map(worker))
     made = _in_workers(settings, pipeline)
     try:
@@ -124,30 +125,6 @@ def stage_ids(
         made.close()
 
 
-class _Finish(NamedTuple):
-    """How uint8 crops become images: the arithmetic of the loader on a GPU, here in the worker processes.
-
-    Attributes:
-        residual: float32 (3, 224, 224), the mean image minus the channel means.
-        views: of evaluation; 0 in training.
-    """
-
-    residual: torch.Tensor
-    views: int
-
-    @classmethod
-    def of(cls, basis: Eigenbasis, settings: LoaderSettings, views: int, crops_only: bool) -> _Finish | None:
-        """None if crops leave the workers: to be swapped, or to be finished on the GPU."""
-        if crops_only or settings.device == "cuda":
-            return None
-        return cls(torch.from_numpy(mean_residual(basis, settings.mean)), views)
-
-    def __call__(self, crops: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if self.views:
-            return normalised_views(crops, rows, self.residual, self.views)
-        return mirror_normalise(crops, rows, self.residual)
-
-
 class Worker:
     """Makes a batch of its place in the order: the only stage of a worker's pipeline after its source.
 
@@ -155,7 +132,6 @@ class Worker:
         shards: the shard set.
         settings: of the loader.
         planner: gives draws and substitutes.
-        finish: makes images of crops; None if crops leave the worker.
         side: of the crops, in pixels.
         stage: where to stop, for timing.
     """
@@ -165,11 +141,10 @@ class Worker:
         shards: ShardSet,
         settings: LoaderSettings,
         planner: BatchPlanner,
-        finish: _Finish | None,
         side: int = CROP,
         stage: Stage = "full",
     ) -> None:
-        self._shards, self._settings, self._planner, self._finish = shards, settings, planner, finish
+        self._shards, self._settings, self._planner = shards, settings, planner
         self._side, self._stage = side, stage
 
     def __call__(self, place: Place) -> Made:
@@ -203,8 +178,7 @@ class Worker:
             return Made(BatchInputs(epoch, inputs.step, ids, {}, divisor, found))
         if self._stage == "decode":
             return Made(inputs, crops)
-        packed = torch.from_numpy(rows_of(arrays, len(ids)))
-        return Made(inputs, crops if self._finish is None else self._finish(crops, packed), packed)
+        return Made(inputs, crops, torch.from_numpy(rows_of(arrays, len(ids))))
 
     def _crops(
         self, ids: Ids, jpegs: list[NDArray[np.uint8]], origins: NDArray[np.int32], skip: Collection[int]
@@ -295,7 +269,9 @@ def _accept(made: Made, planner: BatchPlanner) -> None:
 
 
 class BatchBuilder:
-    """Makes a `Batch` of what a worker made. For a GPU it finishes the images there.
+    """Makes a `Batch` of what a worker made: moves the crops to the device, and mirrors and normalises them there.
+
+    The workers send uint8 crops: float32 images would be four times as many bytes of shared memory.
 
     Args:
         shards: the shard set, whose labels are used.
@@ -316,17 +292,52 @@ class BatchBuilder:
         crops_only: bool,
     ) -> None:
         self._labels, self._planner, self._device = shards.index["label"], planner, torch.device(settings.device)
-        self._crops_only, self._finish = crops_only, None
-        if settings.device == "cuda" and not crops_only:
-            residual = torch.from_numpy(mean_residual(basis, settings.mean)).to(self._device)
-            self._finish = _Finish(residual, views)
+        self._views, self._crops_only = views, crops_only
+        self._residual = mean_residual(basis, settings.mean)
 
     def __call__(self, made: Made) -> Batch:
         """Raises ValueError if the batch could not be made, or has damaged samples that must not be skipped."""
         _accept(made, self._planner)
         inputs, labels = made.inputs, self._labels[made.inputs.ids].astype(np.int64)
-        tensors = (made.images, made.rows, torch.from_numpy(labels), torch.from_numpy(inputs.ids))
-        images, rows, labels_, ids = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
-        if self._finish is not None:
-            images = self._finish(images, rows)
+        tensors = (made.crops, made.rows, torch.from_numpy(labels), torch.from_numpy(inputs.ids))
+        crops, rows, labels_, ids = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
+        images = crops if self._crops_only else self._finished(crops, rows)
         return Batch(images, labels_, ids, inputs.epoch, inputs.step, rows=rows if self._crops_only else None)
+
+    def _finished(self, crops: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cuda":
+            residual = torch.from_numpy(self._residual).to(self._device, non_blocking=True)
+            if self._views:
+                return normalised_views(crops, rows, residual, self._views)
+            return mirror_normalise(crops, rows, residual)
+        if not self._views:
+            return compiled_images(crops.numpy(), rows.numpy(), self._residual, ((0, 0),), (None,))[:, 0]
+        origins = VIEW_ORIGINS if self._views == 10 else ((BORDER, BORDER),)
+        mirrors = (False, True) if self._views == 10 else (False,)
+        return compiled_images(crops.numpy(), rows.numpy(), self._residual, origins, mirrors)
+
+
+def compiled_images(
+    squares: NDArray[np.uint8],
+    rows: Floats,
+    residual: Floats,
+    origins: Sequence[tuple[int, int]],
+    mirrors: Sequence[bool | None],
+) -> torch.Tensor:
+    """Images float32 (N, views, 3, 224, 224) by the compiled kernel, a view for each of `mirrors` and `origins`.
+
+    Args:
+        squares: uint8 (N, side, side, 3).
+        rows: float32 (N, 5), from `rows_of`.
+        residual: float32 (3, 224, 224).
+        origins: top and left of the crops in the squares.
+        mirrors: whether they are mirrored; None for what `rows` says.
+    """
+    images = np.empty((len(squares), len(mirrors) * len(origins), 3, CROP, CROP), np.float32)
+    std = np.repeat(rows[:, STD, None], 3, axis=1)
+    for views, square, row, divisor in zip(images, squares, rows, std, strict=True):
+        for view, (mirror, (top, left)) in zip(views, product(mirrors, origins), strict=True):
+            crop = np.ascontiguousarray(square[top : top + CROP, left : left + CROP])
+            mirrored = np.array([row[MIRROR] if mirror is None else mirror], np.int32)
+            mirror_normalize(view, crop, mirrored, row[MEAN], divisor, residual)
+    return torch.from_numpy(images)
