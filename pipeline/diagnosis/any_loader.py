@@ -220,16 +220,16 @@ def evidence_of(
     loader_cpu: CpuUse, replay_cpu: CpuUse | None, observed: Observed, supply: float, demand: float, cores: float
 ) -> LoaderEvidence:
     """The evidence for the rules; `replay_cpu` is None without a trainer."""
-    used, wall_s = loader_cpu.cores(), loader_cpu.wall_s
+    used, in_processes = loader_cpu.cores(), observed.workers > 0  # the group "loader" has workers, or DALI's threads
     return LoaderEvidence(
         supply=supply,
         demand=demand,
         facts=observed.facts,
         cores=cores,
         workers=observed.workers,
-        worker_cores=loader_cpu.rest_of_job_s / wall_s,
+        worker_cores=used["rest of job"] + used["loader"] * in_processes,
         main_cores=used["main"],
-        thread_cores=used["loader"] + used["others"],
+        thread_cores=used["others"] + used["loader"] * (not in_processes),
         neighbour_cores=used["neighbours"],
         trainer_cores=replay_cpu.own_s / replay_cpu.wall_s if replay_cpu else 0.0,
         restart_share=observed.restart_share,

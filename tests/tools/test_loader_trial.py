@@ -43,6 +43,16 @@ def test_a_loader_alone_and_with_a_demand(module, tmp_path: Path):
     assert "batches of 100" in out
 
 
+def test_the_loader_without_dali_is_measured(end_to_end: Path):
+    """The stages of the table, and the stall report."""
+    shards = end_to_end / "shards" / "train"
+    out = tool("bench_loader", shards, "--loader", "webdataset", "--batch", 8, "--threads", 1, "--demand", 1e6, *FAST)
+    assert out.returncode == 1, out.stderr
+    record = json.loads(out.stdout.splitlines()[-1])
+    assert record["settings"]["library"] == "webdataset" and record["verdict"] != "compute-bound"
+    assert "read + decode + augment" in out.stdout
+
+
 @pytest.mark.parametrize(
     ("text", "function", "message"),
     [

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.diagnosis.any_loader import Observed, diagnose, measure_alone, report_of
 from pipeline.diagnosis.loader_rules import LIMITS, LoaderEvidence, LoaderFacts, cause_of_slow_loader, facts_of
 from pipeline.profiling.any_loader import ChildProcesses, EndlessLoader, ProcessCpu, images_of
-from pipeline.profiling.cpu_time import GROUPS, CpuUse
+from pipeline.profiling.cpu_time import GROUPS, CpuUse, cpu_mark
 from tests.support.simulated_training import BATCH, SimulatedTraining, VirtualClock
 from tests.support.tool_runs import ENVIRONMENT
 
@@ -236,6 +236,16 @@ def test_a_loader_alone_in_this_process():
     evidence, seen = measure_alone(DataLoader(Numbers(), batch_size=8), window_s=0.05, rounds=2)
     assert evidence.workers == 0 and evidence.supply > 0 and cause_of_slow_loader(evidence).name in LIMITS
     assert seen.batch == 8 and seen.facts.num_workers == 0
+
+
+def test_worker_processes_of_a_dataloader_count_as_the_loader():
+    """Not as other ranks, which the report would call them otherwise."""
+    batches = iter(DataLoader(Numbers(), batch_size=8, num_workers=1))
+    before = cpu_mark()
+    assert len(list(zip(range(7), batches, strict=False))) == 7
+    used = before.until(cpu_mark())
+    del batches
+    assert used.groups_s["loader"] > 0 and used.own_s >= sum(used.groups_s.values())
 
 
 def test_cpu_time_of_children_that_have_ended_is_counted():
