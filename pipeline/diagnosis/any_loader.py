@@ -53,7 +53,7 @@ class Observed:
         processes: CPU time of its processes in all windows.
         epoch_ends: how often it had to start again.
         restart_s: mean seconds of that; 0 if it never ended.
-        restart_share: share of the loader's time that this takes.
+        restart_share: share of the loader's time that this adds.
     """
 
     facts: LoaderFacts
@@ -120,12 +120,16 @@ def describe(e: LoaderEvidence, observed: Observed) -> list[str]:
     facts = ", ".join(f"{k}={v}" for k, v in asdict(observed.facts).items() if k != "kind" and v is not None)
     cores = f"workers {e.worker_cores:.2f}, main thread {e.main_cores:.2f}, other threads {e.thread_cores:.2f}"
     lines = [
-        f"loader     {observed.facts.kind}({facts}), batches of {observed.batch}, {e.cpu_ms:.2f} CPU ms an image",
+        f"loader     {observed.facts.kind.rpartition('.')[2]}({facts})",
+        f"batches    of {observed.batch} images, {e.cpu_ms:.2f} CPU ms an image",
         f"cores      {cores}, neighbours {e.neighbour_cores:.2f}, of {e.cores:g}; trainer {e.trainer_cores:.2f}",
     ]
     if observed.processes:
-        used_s = [process.cpu_s for process in observed.processes]
-        lines.append(f"processes  {len(used_s)}, CPU time {min(used_s):.1f} to {max(used_s):.1f} s each")
+        by_name = dict[str, list[float]]()
+        for process in observed.processes:
+            by_name.setdefault(process.name, []).append(process.cpu_s)
+        texts = [f"{len(s)} x {name}: {min(s):.1f} to {max(s):.1f} CPU s" for name, s in by_name.items()]
+        lines.append(f"processes  {'; '.join(texts)}")
     if observed.epoch_ends:
         share = f"{observed.restart_share:.0%} of the loader's time"
         lines.append(
@@ -149,7 +153,7 @@ def diagnose(
     """Measures a loader alone, a training step on replayed batches and both together, and explains the difference.
 
     Args:
-        loader: gives batches: an iterable, or a function that makes one, which is called for every epoch.
+        loader: gives batches: an iterable, or a function that makes one.
         step: trains on one batch, as the training loop does. The measured steps train the model on.
         settle: waits until the device has finished, e.g. `torch.cuda.synchronize`; required if `step` returns before.
         batch: images of a batch; None to take the length of the first array in it.
@@ -183,7 +187,7 @@ def observe(
     """What was seen of a loader, after its windows."""
     ends = len(batches.restarts_s)
     restart_s = sum(batches.restarts_s) / ends if ends else 0.0
-    share = min(1.0, batches.restart_batches * supply / images)
+    share = batches.restart_share(images / supply)
     return Observed(facts, images, tuple(children.used()), ends, restart_s, share)
 
 

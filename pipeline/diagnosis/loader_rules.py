@@ -138,11 +138,12 @@ class LoaderCause:
 
 def cause_of_slow_loader(e: LoaderEvidence) -> LoaderCause:
     """What limits a loader that is slower than its trainer; the first rule that fits decides."""
+    full = e.loader_cores + e.neighbour_cores >= FULL_SHARE * e.cores
+    if full and e.neighbour_cores > e.loader_cores:
+        return LoaderCause("neighbours", f"other processes use {e.neighbour_cores:.1f} of {e.cores:g} cores")
     if e.restart_share >= RESTART_SHARE:
         return LoaderCause("epoch ends", f"starting the next epoch takes {e.restart_share:.0%} of the loader's time")
-    if e.loader_cores + e.neighbour_cores >= FULL_SHARE * e.cores:
-        if e.neighbour_cores > e.loader_cores:
-            return LoaderCause("neighbours", f"other processes use {e.neighbour_cores:.1f} of {e.cores:g} cores")
+    if full:
         return LoaderCause("cores", f"the loader uses {e.loader_cores:.1f} of {e.cores:g} cores")
     if e.workers and e.main_cores >= FULL_SHARE:
         return LoaderCause("main process", f"its thread is busy for {e.main_cores:.0%} of the time, beside the workers")
@@ -175,8 +176,10 @@ def actions_for(cause: LoaderCause, e: LoaderEvidence) -> list[LoaderAction]:
     """What to change against a slow loader, the most promising change first."""
     if cause.name == "epoch ends":
         faster = e.supply / (1 - min(e.restart_share, 0.99))
-        kept = "persistent_workers=True" if e.facts.persistent_workers is False else "keep the workers between epochs"
-        return [LoaderAction(f"{kept}, or let the loader repeat without end", min(faster, e.demand))]
+        endless = "let the loader repeat without end"
+        kept = f"persistent_workers=True, or {endless}"
+        starts_workers = e.workers > 0 and e.facts.persistent_workers is False
+        return [LoaderAction(kept if starts_workers else endless, min(faster, e.demand))]
     if cause.name == "neighbours":
         return [LoaderAction("end the other processes, or give this job cores of its own")]
     if cause.name == "cores":

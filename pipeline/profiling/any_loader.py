@@ -60,13 +60,14 @@ class EndlessLoader(Generic[B]):
     """The batches of a loader without end: after the last one the next epoch starts.
 
     Args:
-        loader: gives batches: an iterable, or a function that makes one.
+        loader: gives batches: an iterable, or a function that makes one. It is called again only if what it made cannot
+            start again.
         clock: gives the time in seconds.
 
     Attributes:
         source: the iterable of the present epoch.
         epochs_batches: number of batches of each epoch that has ended.
-        restarts_s: for each of these, the seconds from its end to the first batch of the next one.
+        restarts_s: for each of these, the seconds from its end until the first batch of the next one is there.
 
     Raises:
         ValueError: it is neither, or gives no batch, or ends and cannot start again.
@@ -106,23 +107,32 @@ class EndlessLoader(Generic[B]):
             raise ValueError("it gives no batch at all") from None
         self.epochs_batches.append(self._taken)
         self._taken = 0
-        if self.source is not self._loader:
+        if self.source is not self._loader and iter(self.source) is self.source:  # an iterator, which is used up
             self.source = self._made()
         self._batches = iter(self.source)
         try:
             return next(self._batches)
         except StopIteration:
             ended = f"it ended after {self.epochs_batches[-1]} batches and cannot start again"
-            raise ValueError(f"{ended}; pass a function that makes it, which is called for every epoch") from None
+            raise ValueError(f"{ended}; pass a function that makes it") from None
 
     def few(self, number: int) -> list[B]:
         """The next batches."""
         return list(islice(self, number))
 
-    @property
-    def restart_batches(self) -> float:
-        """Share of the mean restart in an epoch: seconds of a restart for each batch; 0 if no epoch has ended."""
-        return fmean(self.restarts_s) / fmean(self.epochs_batches) if self.restarts_s else 0.0
+    def restart_share(self, batch_s: float) -> float:
+        """Share of the loader's time, 0 to 1, that restarts add to its epochs; 0 if no epoch has ended.
+
+        Args:
+            batch_s: mean seconds of a batch, restarts included.
+        """
+        if not self.restarts_s:
+            return 0.0
+        batches, restart_s = fmean(self.epochs_batches), fmean(self.restarts_s)
+        epoch_s = batches * batch_s
+        # The first batch itself takes as long as the others, which share the rest of the epoch.
+        usual_s = max(0.0, epoch_s - restart_s) / (batches - 1) if batches > 1 else 0.0
+        return min(1.0, max(0.0, restart_s - usual_s) / epoch_s)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def test_a_loader_alone_and_with_a_demand(module, tmp_path: Path):
     assert record["observed"]["batch"] == 4
     name = module("def make():\n    return [[1, 2, 3, 4]] * 50\n")
     out = printed(tool("bench_loader", "--loader", f"{name}:make", "--demand", 2000, "--batch", 100, *FAST))
-    assert "batches of 100" in out
+    assert "of 100 images" in out
 
 
 def test_the_loader_without_dali_is_measured(end_to_end: Path):

@@ -68,7 +68,7 @@ def test_a_loader_that_ends_starts_again_and_its_restarts_are_timed():
     loader = EndlessLoader(make, clock)
     assert loader.few(8) == [0, 1, 2, 0, 1, 2, 0, 1]
     assert (loader.epochs_batches, loader.restarts_s) == ([3, 3], [5, 5])
-    assert loader.restart_batches == pytest.approx(5 / 3)
+    assert loader.restart_share(7 / 3) == pytest.approx(4 / 7)
     assert EndlessLoader([1, 2]).few(5) == [1, 2, 1, 2, 1]
 
 
@@ -84,6 +84,28 @@ def test_a_loader_that_ends_starts_again_and_its_restarts_are_timed():
 def test_what_is_no_loader(loader: object, message: str):
     with pytest.raises(ValueError, match=message):
         EndlessLoader(loader).few(3)
+
+
+def test_a_loader_that_can_start_again_is_made_once():
+    """Otherwise persistent workers would be lost at the end of every epoch. It ends as other epochs do: no cost."""
+    made = []
+
+    def make():
+        made.append([1, 2])
+        return made[-1]
+
+    loader = EndlessLoader(make, iter(range(100)).__next__)
+    assert loader.few(7) == [1, 2, 1, 2, 1, 2, 1] and len(made) == 1
+    clock = VirtualClock()
+
+    def evenly():
+        for number in range(4):
+            clock.advance(1)
+            yield number
+
+    loader = EndlessLoader(evenly, clock)
+    loader.few(13)
+    assert loader.restarts_s == [1, 1, 1] and loader.restart_share(1.0) == 0
 
 
 class Web:
@@ -127,6 +149,7 @@ DECODING = LoaderEvidence(
         ({"neighbour_cores": 7}, "neighbours"),
         ({"workers": 6, "worker_cores": 3.6, "main_cores": 0.97}, "main process"),
         ({"restart_share": 0.3}, "epoch ends"),
+        ({"restart_share": 0.3, "neighbour_cores": 7}, "neighbours"),
     ],
 )
 def test_the_rules_name_what_limits_a_loader(changes: dict[str, float], cause: str):
