@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.dropout import DropoutDraws, seeded_generator
-from model.recipe import ALL_LAYERS, SOURCE2012, Recipe
+from model.recipe import ALL_LAYERS, SOURCE2012, LrnForm, Recipe
 from model.response_norm import lrn_across_maps, lrn_within_map
 from model.shapes import IMAGE_CHANNELS, IMAGE_SIDE, POOL_SIZE, POOL_STRIDE, TOWERS, LayerShape, NetSpec, layer_table
 
@@ -51,6 +51,8 @@ class Layer(nn.Module):
     starting weights are drawn on their own, so they do not depend on whether the rank holds the other tower.
     """
 
+    lrn_form: LrnForm = "eager"  # `use_lrn` changes it
+
     def __init__(self, shape: LayerShape, recipe: Recipe, towers: tuple[int, ...], seed: int, weight_sd: float) -> None:
         super().__init__()
         self.shape, self.recipe, self.towers = shape, recipe, towers
@@ -78,10 +80,10 @@ class Layer(nn.Module):
                 case "pool_2x2":
                     x = F.max_pool2d(x, 2, 2)
                 case "lrn":
-                    x = lrn_across_maps(x, self.recipe.lrn, len(self.towers))
+                    x = lrn_across_maps(x, self.recipe.lrn, len(self.towers), self.lrn_form)
                 case "lrn_within_map":
                     assert self.recipe.lrn_within_map is not None
-                    x = lrn_within_map(x, self.recipe.lrn_within_map)
+                    x = lrn_within_map(x, self.recipe.lrn_within_map, self.lrn_form)
                 case "dropout":
                     x = self._dropout(x, draws)
         return x
@@ -123,8 +125,7 @@ class Layer(nn.Module):
             return x * keep
         if draws is None:
             raise ValueError("training needs DropoutDraws(seed, step); call eval() first to test the network")
-        masks = [draws.keep(self.shape.name, t, len(x), self.shape.out_channels, keep, x.device) for t in self.towers]
-        return x * torch.cat(masks, dim=1)
+        return x * draws.masks(self.shape.name, self.towers, len(x), self.shape.out_channels, keep, x.device)
 
 
 def identity(x: Tensor, name: str) -> Tensor:
@@ -167,6 +168,12 @@ class AlexNet(nn.Module):
                 segment.append(shape.name)
                 weight_sd = recipe.layer(shape.name).weight_sd * math.sqrt(full.in_channels / shape.in_channels)
                 self.add_module(shape.name, Layer(shape, recipe, held, seed, weight_sd))
+
+    def use_lrn(self, form: LrnForm) -> None:
+        """Chooses how every layer computes LRN."""
+        for layer in self.children():
+            assert isinstance(layer, Layer)
+            layer.lrn_form = form
 
     def run_segment(self, first: str, x: Tensor | PendingActivations, draws: DropoutDraws | None = None) -> Tensor:
         """Runs the layers `segments[first]`.

@@ -232,7 +232,7 @@ def prune(folder: Path, keep: int) -> None:
     for path in set(all_in(folder)[:-keep]) - {best(folder)}:
         shutil.rmtree(path)
     for path in folder.glob(".step-*"):
-        if LEFT_OVER.fullmatch(path.name):
+        if LEFT_OVER.fullmatch(path.name) and path.is_dir():
             shutil.rmtree(path)
 
 
@@ -309,7 +309,7 @@ def _refuse_damage(path: Path) -> None:
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         record = json.loads((path / STATE).read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"{path}: no checkpoint here (no {STATE}); expected runs/NAME/checkpoints/step-...") from error
     except ValueError as error:
         raise ValueError(f"{path / STATE}: damaged ({error}); {EARLIER}") from error

@@ -47,7 +47,7 @@ class Tally:
     """Sums the scores of images whose class probabilities are given, on a rank that may see a part of the images.
 
     Args:
-        device: device of the probabilities; reading the sums waits for it.
+        device: device of the sums. On that of the probabilities, the host does not wait before `scores`.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -56,9 +56,9 @@ class Tally:
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Adds images: class probabilities (N, classes) float64, and labels (N,) int64."""
         right = probabilities.gather(1, labels[:, None])
-        top1, top5 = hits(probabilities, right, 1), hits(probabilities, right, 5)
-        images = torch.ones_like(top1)
-        self._sums += torch.stack([-right.log().squeeze(1), top1, top5, images]).sum(dim=1)
+        top1, top5 = hits(probabilities, right, 1).sum(), hits(probabilities, right, 5).sum()
+        sums = torch.stack([-right.log().sum(), top1, top5, top1.new_tensor(len(labels))])
+        self._sums += sums.to(self._sums.device)
 
     def scores(self, ranks: Ranks = SINGLE_RANK) -> Scores:
         """Scores over the images of all ranks; NaN if there are no images. Every rank must call it."""

@@ -29,7 +29,11 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 ALL_LAYERS = (*LAYERS, "conv6")
 IN_ORDER = (*LAYERS[:5], "conv6", *LAYERS[5:])
 
-PRECISIONS = ("float32", "bfloat16")  # that the trainer can compute products in; 2012 used float32
+PRECISIONS = ("float32", "tf32", "bfloat16")  # of products: `model.precision`; 2012 used float32
+PRECISIONS_OF = {"cpu": ("float32", "bfloat16"), "cuda": PRECISIONS}  # by device
+LRN_FORMS = ("eager", "triton")  # how LRN is computed: `model.response_norm`
+
+LrnForm = Literal["eager", "triton"]
 
 After = Literal["relu", "tanh", "lrn", "lrn_within_map", "pool", "pool_2x2", "dropout"]
 Structure = Literal["two-towers", "no-communication", "one-tower"]

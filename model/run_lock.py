@@ -39,8 +39,11 @@ class RunLock:
     def __enter__(self) -> RunLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = self._open()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(this_process()).encode(), 0)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(this_process()).encode(), 0)
+        except OSError as error:  # a full disk; the call does not know the file's name
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         threading.Thread(target=self._refresh, name="run lock", daemon=True).start()
         return self
 

@@ -95,6 +95,8 @@ class RunFolder:
             raise ValueError(f"{path}: damaged ({error}); restore it, or {ELSE}") from error
         if not isinstance(found, dict) or not isinstance(found.get("must_match"), dict):
             raise ValueError(f"{path}: damaged (no settings under 'must_match'); restore it, or {ELSE}")
+        if not isinstance(found.get("may_change", {}), dict) or not isinstance(found.get("changes", []), list):
+            raise ValueError(f"{path}: damaged ('may_change' or 'changes' has another type); restore it, or {ELSE}")
         return found
 
     def launch(self) -> str | None:

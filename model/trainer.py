@@ -1,4 +1,4 @@
-"""One training step, and the loop around it.
+"""The training loop. `model.train_step` is one step of it.
 
 The loop takes batches from any iterator. Each batch must be the one of the state's epoch and step, so that a resumed
 run cannot use the wrong data. Every rank runs the same loop on its rows of each batch; losses and throughput (img/s)
@@ -11,23 +11,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.alexnet import AlexNet
 from model.batch import Batch
 from model.checkpoint import TrainState
+from model.cuda_graph import CudaGraph, GraphedStep
 from model.device_clock import DeviceTimes, device_clock
 from model.dropout import DropoutDraws
 from model.optim import Momentum2012, set_learning_rates
 from model.parallel.exchange import NO_EXCHANGE, TowerExchange
-from model.recipe import PRECISIONS as PRECISIONS  # "as": also imported from here
-from model.recipe import learning_rates
+from model.precision import autocast as autocast  # "as": also imported from here
+from model.recipe import LRN_FORMS, LrnForm, learning_rates
+from model.recipe import PRECISIONS as PRECISIONS
+from model.train_step import train_step as train_step
 
 LOWER = "lower the learning rates (--lr-scale)"
 
@@ -44,9 +45,11 @@ class LoopSettings:
         precision: one of `PRECISIONS`; the paper used single precision.
         max_optimizer_steps: stop after so many optimizer steps, on the schedule of `epochs`; None for no limit.
         save_every: optimizer steps between two checkpoints within an epoch; None for checkpoints at its end only.
+        lrn: how the network computes LRN, one of `LRN_FORMS`.
+        cuda_graph: whether the step is captured once and replayed (`model.cuda_graph`).
 
     Raises:
-        ValueError: if a number is below 1, or the precision is unknown.
+        ValueError: if a number is below 1, or the precision or the form of LRN is unknown.
     """
 
     epochs: int
@@ -56,14 +59,17 @@ class LoopSettings:
     precision: str = "float32"
     max_optimizer_steps: int | None = None
     save_every: int | None = None
+    lrn: LrnForm = "eager"
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch", "log_every", "max_optimizer_steps", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}, expected at least 1")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        for name, known in (("precision", PRECISIONS), ("lrn", LRN_FORMS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {', '.join(known)}")
 
     @property
     def optimizer_steps(self) -> int:
@@ -119,54 +125,6 @@ class Interrupted(Exception):
     """The run was asked to stop in the middle of a validation."""
 
 
-def train_step(
-    model: AlexNet,
-    optimizer: Momentum2012,
-    batch: Batch,
-    draws: DropoutDraws,
-    precision: str = "float32",
-    towers: TowerExchange = NO_EXCHANGE,
-) -> tuple[Tensor, Tensor]:
-    """One optimizer step.
-
-    Args:
-        model: the network, or the towers of this rank.
-        optimizer: of the same parameters.
-        batch: this rank's rows.
-        draws: dropout masks of this step.
-        precision: one of `PRECISIONS`.
-        towers: communication with the other ranks.
-
-    Returns:
-        Mean loss, and share of right first guesses, of this rank's rows. They are tensors on the device, so the host
-        does not wait. Both are 0 on a rank without tower 0, which has no logits.
-    """
-    model.train()
-    with autocast(batch.images.device, precision):
-        logits = model(batch.images, draws, towers)
-    optimizer.zero_grad()
-    if 0 in model.towers:
-        logits = logits.float()
-        loss = F.cross_entropy(logits, batch.labels)
-        share = loss / towers.ranks.place.data_ranks  # the parts' gradients are summed, and must give the batch's mean
-        share.backward()  # type: ignore[no-untyped-call]
-        correct = (logits.detach().argmax(dim=1) == batch.labels).float().mean()
-    else:
-        # The result is the empty tensor of the exchange before fc8. Backward from it receives the gradient of this
-        # tower's activations from tower 0.
-        logits.backward(torch.zeros_like(logits))  # type: ignore[no-untyped-call]
-        loss = correct = torch.zeros((), device=batch.images.device)
-    towers.finish_gradients()
-    with towers.ranks.spans.span("optimizer"):
-        optimizer.step()
-    return loss.detach(), correct
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context to compute in. With bfloat16, products are computed in bfloat16; weights stay float32."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
-
-
 class Trainer:
     """The training loop.
 
@@ -192,6 +150,7 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.settings, self.state = model, optimizer, settings, state
         self.towers, self.ranks = towers, towers.ranks
+        self._graphed = GraphedStep(model, optimizer, settings.precision, CudaGraph()) if settings.cuda_graph else None
         self._pending: list[tuple[Tensor, Tensor]] = []  # results of steps, which are still on the device
         self.clock = device_clock(self.ranks.device)
         self._times: list[StepTimes] = []  # since the last line of metrics, like the next list
@@ -258,13 +217,19 @@ class Trainer:
         self.ranks.mark("computing its part of the step")
         if self.clock:
             self.clock.begin()
-        results = train_step(self.model, self.optimizer, batch, draws, self.settings.precision, self.towers)
+        results = self.compute(batch, draws)
         if self.clock:
             self.clock.end()
         self._pending.append(results)
         state.step += 1
         state.optimizer_steps += 1
         state.val_error = None
+
+    def compute(self, batch: Batch, draws: DropoutDraws) -> tuple[Tensor, Tensor]:
+        """One optimizer step as the loop takes it, which does not advance the state; as `train_step`."""
+        if self._graphed:
+            return self._graphed(batch, draws)
+        return train_step(self.model, self.optimizer, batch, draws, self.settings.precision, self.towers)
 
     def settle(self) -> None:
         """Moves the results of pending steps from the device, and from all ranks, into the state.

@@ -14,37 +14,44 @@ Sources: paper section 4.1 (PCA of the RGB values over the training set); convda
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 import simplejpeg
 
+from pipeline.compiled import njit
 from pipeline.files import published
 from pipeline.shards.reader import ShardSet, open_shards
 from pipeline.workers import ProgressCallback, Workers
+
+Result = TypeVar("Result")
 
 EIGENBASIS_FILE = "eigenbasis.json"
 MEAN_IMAGE_FILE = "mean_image.npy"
 PIXEL_SCALE = 255
 MEAN_IMAGE_SIDE = 256  # pixels
-IMAGES_PER_JOB = 256  # small enough to balance load between workers, large enough to hide the cost of a job
+IMAGES_PER_JOB = 256  # at most: small enough to balance load between workers, large enough to hide the cost of a job
+MIN_JOBS_PER_WORKER = 2  # in a small set, so that all workers have work; each job sends 0.4 MB of sums
 
 # What photographs have; `check` warns about data outside these ranges.
 MAX_DEGREES_FROM_GREY = 15
 CHANNEL_STDEV_RANGE = (40, 100)
 
 
-READ_ONLY_PIXELS = numba.types.Array(numba.uint8, 2, "C", readonly=True)  # writable arrays are accepted, too
-ADD_PIXELS_SIGNATURE = numba.void(READ_ONLY_PIXELS, numba.int64[::1], numba.int64[:, ::1])
+# Exact sums in narrow integers, so that one instruction adds many of them.
+LANES = 192  # values of an image that are added side by side; a multiple of 3, so that a lane has one channel
+MAX_PRODUCTS_IN_UINT32 = (2**32 - 1) // 255**2
+MAX_IMAGES_IN_UINT16 = (2**16 - 1) // 255
 
-READ_ONLY_VALUES = numba.types.Array(numba.uint8, 1, "C", readonly=True)
-ADD_SQUARE_SIGNATURE = numba.void(READ_ONLY_VALUES, numba.int64, numba.int64, numba.int64[:, ::1])
+READ_ONLY_VALUES = numba.types.Array(numba.uint8, 1, "C", readonly=True)  # writable arrays are accepted, too
+ADD_PIXELS_SIGNATURE = numba.void(READ_ONLY_VALUES, numba.int64[::1], numba.int64[:, ::1])
+ADD_SQUARE_SIGNATURE = numba.void(READ_ONLY_VALUES, numba.int64, numba.int64, numba.uint16[:, ::1])
 
 
 @dataclass(frozen=True)
@@ -109,44 +116,64 @@ def moments_of(images: Iterable[np.ndarray]) -> Moments:
     count = pixels = 0
     sums, products = np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
     side = MEAN_IMAGE_SIDE
-    image_sums = np.zeros((side, side, 3), np.int64)
+    image_sums, newest_sums = np.zeros((side, side * 3), np.int64), np.zeros((side, side * 3), np.uint16)
     for image in images:
-        flat = np.ascontiguousarray(image).reshape(-1, 3)
-        _add_pixels(flat, sums, products)
-        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-        _add_square(
-            flat.reshape(-1), image.shape[1] * 3, (top * image.shape[1] + left) * 3, image_sums.reshape(side, -1)
-        )
+        height, width, _ = image.shape
+        values = np.ascontiguousarray(image).reshape(-1)
+        _add_pixels(values, sums, products)
+        top, left = (height - side) // 2, (width - side) // 2
+        _add_square(values, width * 3, (top * width + left) * 3, newest_sums)
         count += 1
-        pixels += len(flat)
-    return Moments(count, pixels, sums, products, image_sums)
+        pixels += height * width
+        if count % MAX_IMAGES_IN_UINT16 == 0:
+            image_sums += newest_sums
+            newest_sums[:] = 0
+    return Moments(count, pixels, sums, products, (image_sums + newest_sums).reshape(side, side, 3))
 
 
-@numba.njit(ADD_PIXELS_SIGNATURE, cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _add_pixels(pixels: np.ndarray, sums: np.ndarray, products: np.ndarray) -> None:
-    """Adds uint8 (N, 3) pixels to `sums` and `products` in one pass, in exact integers."""
-    r_sum = g_sum = b_sum = rr = rg = rb = gg = gb = bb = np.int64(0)
-    for i in range(len(pixels)):
-        r, g, b = np.int64(pixels[i, 0]), np.int64(pixels[i, 1]), np.int64(pixels[i, 2])
-        r_sum += r
-        g_sum += g
-        b_sum += b
-        rr += r * r
-        rg += r * g
-        rb += r * b
-        gg += g * g
-        gb += g * b
-        bb += b * b
-    for channel, value in enumerate((r_sum, g_sum, b_sum)):
-        sums[channel] += value
-    for row, values in enumerate(((rr, rg, rb), (rg, gg, gb), (rb, gb, bb))):
-        for column, value in enumerate(values):
-            products[row, column] += value
+@njit(ADD_PIXELS_SIGNATURE, nogil=True)
+def _add_pixels(values: np.ndarray, sums: np.ndarray, products: np.ndarray) -> None:
+    """Adds the pixels R, G, B, R, G, B, ... to `sums` and `products` in one pass, in exact integers.
+
+    Multiplies each value by itself and by the next two, whatever its channel. A lane always has the same channel, so
+    only the sums of the lanes need sorting: for R these products are RR, RG and RB; for G they are GG, GB and, of two
+    pixels, GR, which is dropped; for B only BB is kept.
+    """
+    end = (len(values) - 2) // LANES * LANES
+    for start in range(0, end, LANES * MAX_PRODUCTS_IN_UINT32):
+        own, squares, by_next, by_second = np.zeros((4, LANES), np.uint32)
+        for first in range(start, min(end, start + LANES * MAX_PRODUCTS_IN_UINT32), LANES):
+            window = values[first : first + LANES + 2]
+            for lane in range(LANES):
+                value = np.uint32(window[lane])
+                own[lane] += value
+                squares[lane] += np.uint32(value * value)
+                by_next[lane] += np.uint32(value * np.uint32(window[lane + 1]))
+                by_second[lane] += np.uint32(value * np.uint32(window[lane + 2]))
+        for lane in range(LANES):
+            channel = lane % 3
+            sums[channel] += own[lane]
+            products[channel, channel] += squares[lane]
+            if channel < 2:
+                products[channel, channel + 1] += by_next[lane]
+            if channel == 0:
+                products[0, 2] += by_second[lane]
+    for first in range(end, len(values), 3):
+        for i in range(3):
+            sums[i] += values[first + i]
+            for j in range(i, 3):
+                products[i, j] += np.int64(values[first + i]) * np.int64(values[first + j])
+    for i in range(3):
+        for j in range(i):
+            products[i, j] = products[j, i]
 
 
-@numba.njit(ADD_SQUARE_SIGNATURE, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(ADD_SQUARE_SIGNATURE, nogil=True)
 def _add_square(values: np.ndarray, stride: int, start: int, totals: np.ndarray) -> None:
-    """Adds the square whose first value is at `start` of an image with `stride` values per row to `totals`."""
+    """Adds the square whose first value is at `start` of an image with `stride` values per row to `totals`.
+
+    At most MAX_IMAGES_IN_UINT16 squares fit into `totals`.
+    """
     for row in range(totals.shape[0]):
         first = start + row * stride
         line, total = values[first : first + totals.shape[1]], totals[row]
@@ -175,22 +202,30 @@ def eigenbasis_of(moments: Moments, manifest_sha256: str) -> Eigenbasis:
 
 def measure(shards: ShardSet, workers: Workers, progress: ProgressCallback) -> Eigenbasis:
     """Decodes the whole shard set. `progress` is called with the number of images done."""
-    starts = range(0, len(shards), IMAGES_PER_JOB)
-    jobs = [np.arange(start, min(start + IMAGES_PER_JOB, len(shards))) for start in starts]
     total = moments_of([])
-    for part in workers.map(_moments_of_ids, repeat(shards.folder), repeat(shards.manifest_sha256), jobs):
+    for part in map_samples(_moments_of_ids, shards, workers):
         total = total + part
         progress(part.images)
     return eigenbasis_of(total, shards.manifest_sha256)
 
 
+def map_samples(job: Callable[[Path, str, np.ndarray], Result], shards: ShardSet, workers: Workers) -> Iterator[Result]:
+    """Yields the results of `job(folder, manifest_sha256, ids)` for all samples, a few hundred ids in each job."""
+    size = min(IMAGES_PER_JOB, -(-len(shards) // (MIN_JOBS_PER_WORKER * workers.count)))  # no set is empty
+    ids = [np.arange(start, min(start + size, len(shards))) for start in range(0, len(shards), size)]
+    return workers.map(job, repeat(shards.folder), repeat(shards.manifest_sha256), ids)
+
+
 def _moments_of_ids(folder: Path, manifest_sha256: str, ids: np.ndarray) -> Moments:
     """One job: the moments of some samples. Runs in a worker."""
-    return moments_of(_decode(jpeg) for jpeg in _open_cached(folder, manifest_sha256).jpegs(ids))
+    assert len(ids) <= MAX_IMAGES_IN_UINT16
+    moments = moments_of(_decode(jpeg) for jpeg in open_in_worker(folder, manifest_sha256).jpegs(ids))
+    return replace(moments, image_sums=moments.image_sums.astype(np.uint16))  # a quarter of the bytes to send
 
 
 @lru_cache(maxsize=1)  # so that a worker opens the set once, not once per job
-def _open_cached(folder: Path, manifest_sha256: str) -> ShardSet:
+def open_in_worker(folder: Path, manifest_sha256: str) -> ShardSet:
+    """The shard set of a job. Raises ValueError if it is no longer the one that the caller opened."""
     shards = open_shards(folder)
     if shards.manifest_sha256 != manifest_sha256:
         raise ValueError(f"{folder}: the shard set was replaced while it was read; run the same command again")

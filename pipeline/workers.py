@@ -1,6 +1,6 @@
 """Runs jobs in the caller's process, in local processes or on a Dask cluster. The results are the same in all three.
 
-    with workers_of(2, preload="pipeline.shards.job") as workers:
+    with workers_of(2, "pipeline.shards.job") as workers:
         results = list(workers.map(job, arguments))
 
 `Workers` wraps a `concurrent.futures.Executor`, so any executor works. This module imports only the standard library;
@@ -9,7 +9,10 @@ Dask is imported when a cluster is used.
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,9 +26,11 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from importlib import import_module
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connections
+from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -62,7 +67,8 @@ class Workers:
             for values in zip(*arguments, strict=False):
                 if len(queue) >= JOBS_PER_WORKER * self.count:
                     yield queue.popleft().result()
-                queue.append(self.executor.submit(job, *values))
+                with _interrupts_held_back():
+                    queue.append(self.executor.submit(job, *values))
             while queue:
                 yield queue.popleft().result()
         finally:
@@ -83,7 +89,8 @@ class Workers:
                 if len(running) >= JOBS_PER_WORKER * self.count:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
-                running.add(self.executor.submit(job, argument))
+                with _interrupts_held_back():
+                    running.add(self.executor.submit(job, argument))
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -96,12 +103,14 @@ IN_PROCESS = Workers(None, 1)
 
 
 @contextmanager
-def workers_of(count: int, preload: str, engine: str | None = None) -> Iterator[Workers]:
+def workers_of(count: int, *preload: str, engine: str | None = None) -> Iterator[Workers]:
     """Starts workers for the block and stops them after it.
+
+    After KeyboardInterrupt, local processes are stopped in the middle of their jobs. Ctrl-C reaches only the caller.
 
     Args:
         count: Number of local processes; 1 is the caller's own process. Ignored if `engine` is given.
-        preload: Module that the worker processes import once, before they are forked.
+        preload: Modules that are imported before the first job, once for all local processes.
         engine: Address of a Dask scheduler, `tcp://host:port`.
 
     Raises:
@@ -114,23 +123,77 @@ def workers_of(count: int, preload: str, engine: str | None = None) -> Iterator[
     elif count < 1:
         raise ValueError(f"{count} workers, expected at least 1")
     elif count == 1:
+        import_quickly(*preload)
         yield IN_PROCESS
     else:
-        # forkserver: workers share the memory pages of the preloaded libraries. A plain fork would share them too, but
-        # is unsafe here because the caller has threads.
+        start_fork_server(*preload)
         context = get_context("forkserver")
-        context.set_forkserver_preload([preload])
+        # Wait for the imports before there is a pool: after Ctrl-C a late worker would miss the semaphores of its pool.
+        first = context.Process(target=ignore, args=(0,))
+        first.start()
+        first.join()
         caller_lives, held_by_caller = context.Pipe(duplex=False)
+        with _interrupts_held_back():
+            pool = ProcessPoolExecutor(
+                count, mp_context=context, initializer=_end_with_caller, initargs=(caller_lives,)
+            )
         try:
-            with (
-                held_by_caller,
-                ProcessPoolExecutor(
-                    count, mp_context=context, initializer=_end_with_caller, initargs=(caller_lives,)
-                ) as pool,
-            ):
-                yield Workers(pool, count)
+            with held_by_caller, pool:
+                try:
+                    yield Workers(pool, count)
+                except KeyboardInterrupt:
+                    held_by_caller.close()  # the workers exit, and with them the pool ends
+                    raise
         except BrokenExecutor as error:
             raise _worker_died() from error
+
+
+def start_fork_server(*preload: str) -> None:
+    """Starts the process from which workers are forked, if it does not run. It imports `preload` in the background.
+
+    Workers share the memory pages of the preloaded libraries. A plain fork would share them too, but is unsafe because
+    the caller has threads. A terminal sends Ctrl-C to all processes. It stays blocked in this process and in the
+    workers: they would print a traceback each, and they end with the caller anyway.
+    """
+    forkserver.set_forkserver_preload(list(preload))
+    resource_tracker.ensure_running()  # first, because its start unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Holds back Ctrl-C until the block ends, because KeyboardInterrupt could leave a pool with half a worker."""
+    if threading.current_thread() is not threading.main_thread():  # other threads get no KeyboardInterrupt
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if received and callable(before):
+            before(*received[0])
+
+
+def import_quickly(*modules: str) -> None:
+    """Imports large modules without garbage collection, and keeps their objects out of later collections.
+
+    An import makes no garbage. For torch, the collections at import and at exit would take a third of the time of both.
+    """
+    if all(module in sys.modules for module in modules):
+        return
+    enabled = gc.isenabled()
+    gc.disable()
+    for module in modules:
+        import_module(module)
+    gc.freeze()
+    if enabled:
+        gc.enable()
 
 
 def _end_with_caller(caller_lives: Connection) -> None:

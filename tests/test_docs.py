@@ -22,6 +22,9 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
+from tests.support.checkpoints import save_untrained
+from tests.support.shard_fixtures import drawn_jpeg
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,7 +42,11 @@ SMALL = {
     "bench_loader": "--batch 8 --seconds 0.02",
     "train": "--width 0.05 --batch 8 --steps 2 --stall-seconds 0.05 --device cpu",
     "evaluate": "--batch 10 --device cpu",
+    "predict": "--device cpu",
 }
+
+SAMPLE_NET = "runs/sample/checkpoints/step-000000560"  # the last checkpoint of `make train`
+EARLIER_NET = "runs/sample/checkpoints/step-000000532"
 
 # Commands that run here, in the order of their document.
 RUN = {
@@ -57,6 +64,16 @@ RUN = {
     "python tools/make_shards.py data/sample data/imagenet-256 --shard-samples 40",
     "python tools/make_shards.py data/imagenet-256 --verify --deep",
     "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name no-lrn --change no-lrn",
+    f"python tools/evaluate.py data/sample-256/val {SAMPLE_NET}",
+    f"python tools/evaluate.py data/sample-256/val {SAMPLE_NET} --views 10",
+    f"python tools/evaluate.py data/sample-256/val {EARLIER_NET} {SAMPLE_NET}",
+    f"python tools/evaluate.py data/sample-256/val {EARLIER_NET} {SAMPLE_NET} --fit-weights data/sample-256/train",
+    f"python tools/evaluate.py data/sample-256/val {SAMPLE_NET} --per-class classes.csv --confusion confusion.svg",
+    f"python tools/predict.py photo.jpg --checkpoint {SAMPLE_NET}",
+    f"python tools/predict.py photo.jpg --checkpoint {SAMPLE_NET} --views 10 --json photo.json",
+    f"python tools/predict.py photo.jpg --checkpoint {SAMPLE_NET} --features fc7 --out features.npy",
+    f"python tools/train.py data/photos-256/train --val data/photos-256/val --run-name tuned --width 0.125 "
+    f"--init-from {SAMPLE_NET} --freeze convolutions",
 }
 
 # Commands whose options are compared with the tool's parser only, and why they do not run here.
@@ -70,6 +87,9 @@ PARSED = {
     "python tools/bench_resize.py PHOTOS": "needs photographs",
     "python tools/bench_resize.py IMAGES --images 100 --rounds 10": "needs photographs",
     "python tools/bench_baselines.py SHARDS": "tests/tools runs it",
+    "python tools/bench_pca.py SHARDS --workers 1": "tests/tools runs it",
+    "python tools/bench_sharding.py PHOTOS": "tests/tools runs it",
+    "python tools/bench_sharding.py PHOTOS --images 20000 --rounds 1": "takes minutes",
     "python tools/bench_towers.py": "takes minutes",
     "python tools/bench_towers.py --batch 32": "takes minutes",
     "python tools/bench_loader.py data/sample-256/train --trainer --width 0.125 --batch 64": "takes minutes",
@@ -98,12 +118,17 @@ PARSED = {
     (
         "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name tracked --tensorboard"
     ): "tests/tools runs it",
+    f"torchrun --nproc-per-node 2 tools/evaluate.py data/sample-256/val {SAMPLE_NET} --views 10": "tests/tools runs it",
+    f"python tools/export.py {SAMPLE_NET} alexnet.pt2": "tests/tools runs it",
+    "python tools/make_shards.py /folder/of/photos data/photos-256": "needs photographs",
+    "python tools/compute_pca.py data/photos-256/train": "needs photographs",
     "python -m tests.soak.plan": "takes minutes",
     "python -m tests.soak.damaged_images": "takes minutes",
     "python -m tests.soak.damaged_images --rounds 32 --seed 7": "takes minutes",
     "python -m tests.soak.kill_shards --runs 200": "takes hours",
     "python -m tests.soak.kill_ranks --runs 50": "takes minutes",
     "python -m tests.soak.planted_stalls SHARDS": "takes minutes",
+    "python -m tests.soak.system_stalls SHARDS": "takes minutes",
     "python -m tests.soak.planted_stalls SHARDS --runs 5 --seconds 0.4": "takes minutes",
 }
 
@@ -211,9 +236,12 @@ def test_every_file_in_a_command_exists():
 
 @pytest.fixture
 def workspace(sample: Path, shard_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a copy of the session's shard sets where the documents expect shard sets."""
-    for name in ("imagenet-256", "sample-256"):
+    """The current folder, with what the documents expect: shard sets, checkpoints of `make train`, a photo."""
+    for name in ("imagenet-256", "sample-256", "photos-256"):
         shutil.copytree(shard_root, tmp_path / "data" / name)
+    for net in (EARLIER_NET, SAMPLE_NET):
+        save_untrained(tmp_path / net, shard_root / "train")
+    (tmp_path / "photo.jpg").write_bytes(drawn_jpeg(1, 400, 300))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WIDS_CACHE", str(tmp_path / "wids"))
     return tmp_path
@@ -283,7 +311,7 @@ def tree() -> frozenset[str]:
 
 
 def test_the_tree_names_every_module_and_no_other():
-    tops = ("pipeline", "model", "inference", "tools")
+    tops = ("pipeline", "model", "tools")
     there = {str(p.relative_to(ROOT)) for top in tops for p in (ROOT / top).rglob("*.py")}
     there = {name for name in there if not name.endswith("__init__.py")}
     missing, gone = sorted(there - tree()), sorted(tree() - there)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("pipeline", "model", "inference", "tools", "tests", "docker")
+PACKAGES = ("pipeline", "model", "tools", "tests", "docker")
 DOCUMENTS = ("*.md", "docs/*.md", "Makefile", "compose.yaml", "docker/*.yaml", "docker/Dockerfile", ".env.example")
 SETTINGS = ("pyproject.toml", "CITATION.cff", ".pre-commit-config.yaml", ".github/workflows/*.yml")
 

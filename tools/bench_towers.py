@@ -1,6 +1,6 @@
 """Compares three layouts on this machine: one rank, a tower on each of two ranks, both towers on each of two ranks.
 
-    python tools/bench_towers.py [--device cpu|cuda] [--batch N] [--width W] [--steps N] [--json FILE]
+    python tools/bench_towers.py [--device cpu|cuda] [--precision P] [--batch N] [--width W] [--steps N] [--json FILE]
 
 Starts the ranks itself, on random images that are already on their device. The layouts are interleaved in rounds, so
 that background load affects all of them equally. Prints the time of a training step by part: computing, waiting for
@@ -22,9 +22,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from model.parallel.mesh import RankLayout
-from model.recipe import PRECISIONS, SOURCE2012, learning_rates
+from model.recipe import LRN_FORMS, PRECISIONS, SOURCE2012, LrnForm, learning_rates
 from model.shapes import NetSpec
-from tools.shared.cli import Progress, json_path, run, write_json
+from tools.shared.cli import Progress, cores, json_path, run, write_json
 
 if TYPE_CHECKING:
     from model.parallel.half_batches import PairBatch
@@ -44,6 +44,7 @@ class Work:
         steps: optimizer steps of a round.
         device: "cpu" or "cuda".
         precision: one of `model.recipe.PRECISIONS`.
+        lrn: one of `model.recipe.LRN_FORMS`.
     """
 
     spec: NetSpec
@@ -51,6 +52,7 @@ class Work:
     steps: int
     device: str
     precision: str
+    lrn: LrnForm = "eager"
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,16 @@ def main() -> int:
     args = parse()
     import torch
 
+    from model.step_options import check_step, describe_step
     from pipeline.loader.settings import check_device
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    work = Work(NetSpec(width=args.width), args.batch, args.steps, device, args.precision)
+    check_step(torch.device(device), args.precision, args.lrn)
+    work = Work(NetSpec(width=args.width), args.batch, args.steps, device, args.precision, args.lrn)
     shared = device == "cuda" and torch.cuda.device_count() < 2
-    print(f"device     {device}, {hardware(device)}; {work.precision}, batch {work.batch}, width {work.spec.width:g}")
+    how = describe_step(device, work.precision, work.lrn, cuda_graph=False)
+    print(f"device     {device}, {hardware(device)}; {how}, batch {work.batch}, width {work.spec.width:g}")
     print(f"measured   {args.rounds} rounds of {work.steps} steps, after {WARM_UP_STEPS} steps of warm-up")
     if shared:
         print("           TWO RANKS SHARE A GPU: this run checks correctness; their speed means nothing")
@@ -105,7 +110,7 @@ def hardware(device: str) -> str:
 
     if device == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{len(os.sched_getaffinity(0))} cores"
+    return f"{cores()} cores"
 
 
 def measure(candidate: Candidate, work: Work) -> list[dict[str, Any]]:
@@ -136,7 +141,7 @@ def _rank(rank: int, port: int, candidate: Candidate, work: Work, sender: Any) -
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": candidate.world, "LOCAL_WORLD_SIZE": candidate.world}
     os.environ.update({"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)})
     os.environ.update({name: str(value) for name, value in place.items()})
-    ranks = start(candidate.layout, work.device, 300)
+    ranks = start(candidate.layout, work.device, 300, cores=cores())
     sender.send(take_steps(ranks, work))
     ranks.leave()
 
@@ -148,10 +153,14 @@ def take_steps(ranks: Ranks, work: Work) -> dict[str, Any]:
     from model.optim import Momentum2012
     from model.parallel.exchange import TowerExchange, step_bytes
     from model.parallel.half_batches import whole_batches
-    from model.trainer import train_step, wait_for
+    from model.precision import prepare
+    from model.train_step import train_step
+    from model.trainer import wait_for
 
     place = ranks.place
     model = AlexNet(work.spec, towers=place.towers).to(ranks.device)
+    prepare(model, work.device, work.precision)
+    model.use_lrn(work.lrn)
     optimizer = Momentum2012(model.named_parameters(), SOURCE2012, learning_rates(SOURCE2012, 0, 1))
     towers = TowerExchange(ranks, model)
     with closing(whole_batches(random_batches(ranks, work), ranks)) as batches:
@@ -226,7 +235,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is a CUDA device")
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="default: %(default)s")
+    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of products; default: %(default)s")
+    add("--lrn", choices=LRN_FORMS, default=LRN_FORMS[0], help="triton: fused kernels on a GPU; default: %(default)s")
     add("--batch", type=int, default=SOURCE2012.batch, metavar="N", help="global batch; default: %(default)s")
     add("--width", type=float, default=1.0, metavar="W", help="factor on the feature maps; default: %(default)s")
     add("--steps", type=int, default=10, metavar="N", help="optimizer steps of a round; default: %(default)s")

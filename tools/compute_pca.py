@@ -9,10 +9,17 @@ photographs. Any number of workers gives the same bits. Exit codes: 0 success; 2
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which take a while
+    from tools.shared import ctrl_c
+
+    ctrl_c.end_at_once()
+
 import argparse
 from pathlib import Path
 
-from tools.shared.cli import Progress, add_workers, chosen_workers, json_path, run, write_json
+from tools.shared.cli import Progress, add_workers, chosen_workers, json_path, preload_workers, run, write_json
+
+RGB_PCA = "pipeline.rgb_pca"
 
 
 def main() -> int:
@@ -24,7 +31,11 @@ def main() -> int:
     parser.add_argument("--json", type=json_path, metavar="FILE", help="also write the results to FILE")
     args = parser.parse_args()
 
+    preload_workers(args, RGB_PCA)
     # Imported here, so that --help answers at once.
+    from pipeline.workers import import_quickly
+
+    import_quickly(RGB_PCA)
     import numpy as np
 
     from pipeline import rgb_pca
@@ -33,7 +44,7 @@ def main() -> int:
     with Progress("hashing tars", None, "B") as hashing:
         # The cluster's workers may have other working directories.
         shards = open_shards(args.shards.resolve() if args.engine else args.shards, hashing)
-    with chosen_workers(args, rgb_pca.__name__) as workers, Progress("eigenbasis", len(shards)) as progress:
+    with chosen_workers(args, RGB_PCA) as workers, Progress("eigenbasis", len(shards)) as progress:
         basis = rgb_pca.measure(shards, workers, progress)
     warnings = rgb_pca.check(basis)
     out = args.out or rgb_pca.eigenbasis_path(args.shards)

@@ -95,8 +95,8 @@ def evaluate(args: argparse.Namespace, device: Device, ranks: Ranks) -> None:
     from tools.shared.scoring import Scoring, open_nets, probabilities_and_labels, score
     from tools.shared.scoring_output import write_results
 
-    check_device(device)
-    check_library(args.loader)
+    first_rank_first(ranks.meeting, lambda: check_device(device))
+    first_rank_first(ranks.meeting, lambda: check_library(args.loader))
     shards, fit_on, nets = first_rank_first(ranks.meeting, lambda: open_nets(args, ranks.device))
     settings = LoaderSettings(
         batch=max(1, args.batch // args.views),

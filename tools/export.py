@@ -40,9 +40,9 @@ def main() -> int:
     require_at_least(0, tolerance=args.tolerance)
     if args.file.suffix != ".pt2":
         raise ValueError(f"{args.file}: expected a name that ends with .pt2")
-    from inference.classifier import Classifier
-    from inference.exported import CropClassifier, export, largest_difference
     from pipeline.files import write_atomically
+    from tools.shared.classifier import Classifier
+    from tools.shared.exported import CropClassifier, export, largest_difference
 
     classifier = Classifier.load(args.checkpoint)
     network = CropClassifier(classifier.model, classifier.mean)

@@ -30,8 +30,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from model.recipe import PRECISIONS, SOURCE2012, learning_rates
-from model.shapes import TOWERS, NetSpec
+from model.recipe import PRECISIONS, PRECISIONS_OF, SOURCE2012, learning_rates
+from model.shapes import NetSpec
 from tools.shared.cli import require_positive, run, write_json
 from tools.shared.gpu_plan import TimePlan, planned_s
 
@@ -68,6 +68,7 @@ class Scale:
         switches_s: seconds of all windows of the switches, for each batch size, of the trainer and of the loader.
         rounds: measurement windows for each setting.
         steps: optimizer steps of a training run.
+        precisions: those that are measured.
     """
 
     width: float = 1.0
@@ -80,6 +81,7 @@ class Scale:
     rounds: int = 3
     steps: int = 100
     switches_s: float = 20.0
+    precisions: tuple[str, ...] = PRECISIONS
 
 
 QUICK = Scale(0.05, 8, (2,), 1, (0.65,), (1, 2), 0.02, 2, 6, 0.1)
@@ -99,13 +101,15 @@ class Subject:
     settings: LoaderSettings
     scale: Scale
 
-    def net(self) -> tuple[AlexNet, Momentum2012]:
-        """A new network and its optimizer."""
+    def net(self, precision: str) -> tuple[AlexNet, Momentum2012]:
+        """A new network and its optimizer, arranged in memory for a precision."""
         from model.alexnet import AlexNet
         from model.optim import Momentum2012
+        from model.precision import prepare
 
         recipe = replace(SOURCE2012, learning_rate_scale=GENTLE)
         model = AlexNet(NetSpec(width=self.scale.width), recipe).to(self.settings.device)
+        prepare(model, self.settings.device, precision)
         return model, Momentum2012(model.named_parameters(), recipe, learning_rates(recipe, 0, 1))
 
     def random_batches(self, rows: int) -> list[Batch]:
@@ -118,25 +122,25 @@ class Subject:
         images = 60 * torch.randn(self.scale.replayed, rows, 3, 224, 224, device=device)
         return [PairBatch(each, torch.arange(rows, device=device), 0, number) for number, each in enumerate(images)]
 
-    def python(self, *args: object, **environment: str) -> str:
+    def python(self, *args: object) -> str:
         """Runs Python on `args` in a new process and returns its output.
 
         Raises:
             ChildProcessError: if the process fails; the message has the end of its output.
         """
-        variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", **environment}
+        variables = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
         command = [sys.executable, *map(str, args)]
         done = subprocess.run(command, cwd=ROOT, env=variables, timeout=PROCESS_LIMIT_S, capture_output=True, text=True)
         if done.returncode:
             raise ChildProcessError(f"exit code {done.returncode}: ... {(done.stdout + done.stderr)[-3000:]}")
         return done.stdout
 
-    def train(self, folder: Path, *options: object, launcher: Sequence[str] = (), **environment: str) -> None:
+    def train(self, folder: Path, *options: object, launcher: Sequence[str] = ()) -> None:
         """Runs tools/train.py into a run folder, on one rank or by a `launcher` such as torchrun."""
         shards = self.sets["short-side"][0].folder.resolve()
         size = ["--batch", self.scale.batch, "--width", self.scale.width, "--device", self.settings.device]
         run_folder = ["--runs", folder.parent, "--run-name", folder.name]
-        self.python(*launcher, ROOT / "tools" / "train.py", shards, *run_folder, *size, *options, **environment)
+        self.python(*launcher, ROOT / "tools" / "train.py", shards, *run_folder, *size, *options)
 
 
 def tests(subject: Subject) -> dict[str, Any]:
@@ -179,7 +183,7 @@ def demand(subject: Subject) -> dict[str, Any]:
     Steps run in eager mode, as in training. torchvision's AlexNet, a different and cheaper network, is measured for
     comparison if torchvision is installed.
     """
-    from tools.shared.step_switches import replay_img_s
+    from tools.shared.step_switches import replay_img_s, torchvision_net
 
     networks: dict[str, Any] = {"": Subject.net}
     found: dict[str, Any] = {"torchvision": {"skipped": "it is not installed"}}
@@ -187,21 +191,11 @@ def demand(subject: Subject) -> dict[str, Any]:
         networks["torchvision, "], found["torchvision"] = torchvision_net, version("torchvision")
     for rows in subject.scale.replay_batches:
         batches = subject.random_batches(rows)
-        for (name, make), precision in product(networks.items(), PRECISIONS):
-            model, optimizer = make(subject)
+        for (name, make), precision in product(networks.items(), subject.scale.precisions):
+            model, optimizer = make(subject, precision)
             window = partial(replay_img_s, model, optimizer, batches, subject.scale.window_s, precision)
             found[f"{name}batch {rows}, {precision}"] = [window() for _ in range(subject.scale.rounds)]
     return found
-
-
-def torchvision_net(subject: Subject) -> tuple[Any, Any]:
-    """torchvision's network, with the interface of this project's one, and torch's optimizer."""
-    import torch
-
-    net = importlib.import_module("torchvision.models").alexnet().to(subject.settings.device)
-    net.towers, forward = TOWERS, net.forward
-    net.forward = lambda images, *_: forward(images / 60)  # it expects images with standard deviation 1
-    return net, torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
 
 
 def shares(subject: Subject) -> dict[str, Any]:
@@ -212,8 +206,8 @@ def shares(subject: Subject) -> dict[str, Any]:
     from tools.shared.step_switches import replay_img_s
 
     found, batches = {}, subject.random_batches(subject.scale.batch)
-    for precision in PRECISIONS:
-        replay = partial(replay_img_s, *subject.net(), batches, subject.scale.window_s / 20, precision)
+    for precision in subject.scale.precisions:
+        replay = partial(replay_img_s, *subject.net(precision), batches, subject.scale.window_s / 20, precision)
         replay()  # warm-up
         found[precision] = step_shares(replay, torch.device(subject.settings.device))
     return found
@@ -224,7 +218,7 @@ def together(subject: Subject) -> dict[str, Any]:
     stall, overlap, and gaps on the device."""
     found = {}
     with TemporaryDirectory() as runs:
-        for precision in PRECISIONS:
+        for precision in subject.scale.precisions:
             length = ["--steps", subject.scale.steps, "--stall-seconds", 5 * subject.scale.window_s]
             subject.train(Path(runs) / precision, "--precision", precision, *length)
             found[precision] = json.loads((Path(runs) / precision / "stall.json").read_text())
@@ -232,18 +226,18 @@ def together(subject: Subject) -> dict[str, Any]:
 
 
 def pair(subject: Subject) -> dict[str, Any]:
-    """Compares losses of a few steps without TF32: a tower on each of two ranks (which share the GPU if there is only
-    one), and both towers on one rank."""
+    """Compares losses of a few steps in IEEE float32, with one decoder for all images (train.py's default): a tower on
+    each of two ranks (which share the GPU if there is only one), and both towers on one rank."""
     import torch
 
     if not torch.distributed.is_available():
         return {"skipped": "this torch has no torch.distributed"}
     losses = {}
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    options = ["--steps", 4, "--lr-scale", GENTLE, "--log-every", 1, "--stall-seconds", 0]
+    options = ["--precision", "float32", "--steps", 4, "--lr-scale", GENTLE, "--log-every", 1, "--stall-seconds", 0]
     with TemporaryDirectory() as runs:
         for name, launcher in (("alone", ()), ("pair", torchrun)):
-            subject.train(Path(runs) / name, *options, launcher=launcher, NVIDIA_TF32_OVERRIDE="0")
+            subject.train(Path(runs) / name, *options, launcher=launcher)
             lines = (Path(runs) / name / "metrics.jsonl").read_text().splitlines()
             losses[name] = [json.loads(line)["loss"] for line in lines]
     difference = max(abs(a / b - 1) for a, b in zip(losses["pair"], losses["alone"], strict=True))
@@ -324,7 +318,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     for stored, folder in folders.items():
         shards = open_shards(folder)
         sets[stored] = (shards, rgb_pca.load_for(shards))
-    scale = QUICK if args.quick else Scale()
+    scale = replace(QUICK if args.quick else Scale(), precisions=PRECISIONS_OF[args.device])
     return Subject(sets, LoaderSettings(batch=scale.batch, device=args.device), scale)
 
 

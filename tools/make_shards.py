@@ -29,6 +29,11 @@ fault; 2 wrong input.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which take a while
+    from tools.shared import ctrl_c
+
+    ctrl_c.end_at_once()
+
 import argparse
 import sys
 import time
@@ -37,8 +42,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Modules that import numpy, scipy or torch are imported inside functions, so that --help answers at once.
-from pipeline.shards.settings import FILTERS, STORED_SHAPES, SUBSAMPLINGS, ResizeSettings, ShardSettings
-from tools.shared.cli import Progress, add_workers, chosen_workers, cores, json_path, run, write_json
+from pipeline.shards.settings import (
+    FILTERS,
+    MAX_SHARD_SAMPLES,
+    MIN_SHARDS,
+    STORED_SHAPES,
+    SUBSAMPLINGS,
+    ResizeSettings,
+    ShardSettings,
+)
+from tools.shared.cli import (
+    Progress,
+    add_workers,
+    chosen_workers,
+    cores,
+    json_path,
+    preload_workers,
+    run,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from pipeline.imagenet.listing import Listing
@@ -46,8 +68,12 @@ if TYPE_CHECKING:
     from pipeline.shards.build import Outcome
     from pipeline.workers import Workers
 
+JOB_MODULES = ("pipeline.shards.job", "torch")  # what workers import
 MAX_QUARANTINE_SHARE = 0.001
 CLASS_LIST_HELP = "text file with a wnid per line: all classes, if SOURCE holds only some; keeps ImageNet's 1000 labels"
+SHARD_SAMPLES_HELP = (
+    f"images per shard; default: {MAX_SHARD_SAMPLES}, fewer if that gives less than {MIN_SHARDS} shards"
+)
 MIN_MAX_QUARANTINE = 10  # images; in a small set, a few bad images are a larger share
 SHOWN_QUARANTINED = 10  # on the screen
 
@@ -70,7 +96,7 @@ def parse() -> argparse.Namespace:
     add("--subsampling", choices=SUBSAMPLINGS, default=resize.subsampling, help="of chroma; default: %(default)s")
     add("--apply-exif", action="store_true", help="rotate images as their EXIF orientation says")
     add("--seed", type=int, default=shard.seed, help="of the order of samples; default: %(default)s")
-    add("--shard-samples", type=int, default=shard.shard_samples, help="images per shard; default: %(default)s")
+    add("--shard-samples", type=int, metavar="N", help=SHARD_SAMPLES_HELP)
     add_workers(parser)
     default_limit = f"1 in {1 / MAX_QUARANTINE_SHARE:,.0f}, but at least {MIN_MAX_QUARANTINE}"
     quarantine_help = f"images that may be undecodable; default: {default_limit}"
@@ -92,21 +118,32 @@ def main() -> int:
         raise ValueError("one folder given, expected SOURCE and OUT (only --verify needs no SOURCE)")
     if args.engine:  # the cluster's workers may have other working directories
         args.out, args.source = args.out.resolve(), args.source and args.source.resolve()
-    with chosen_workers(args, "pipeline.shards.build") as workers:
-        return verify(args, workers) if args.verify else make(args, workers)
+    return verify(args) if args.verify else make(args)
 
 
-def make(args: argparse.Namespace, workers: Workers) -> int:
+def make(args: argparse.Namespace) -> int:
     """Makes or repairs the shard sets. Returns 1 if too many images cannot be decoded."""
-    settings = settings_of(args)
-    from pipeline.shards.build import TooManyQuarantined, make_split, repair_split
+    from pipeline.workers import import_quickly
 
+    settings = settings_of(args)
+    preload_workers(args, *JOB_MODULES)
+    import_quickly("pipeline.shards.build")  # before workers run: from then on Ctrl-C is an exception
     source = source_of(args)
     check_out(args.out, args.source, source)
-    make_or_repair = repair_split if args.repair else make_split
-    record: dict[str, object] = {"layout": source.layout}
     listings = [source.listing(split) for split in ([args.split] if args.split else source.splits())]
     print("\n".join(source.plan(listings)), flush=True)
+    with chosen_workers(args, *JOB_MODULES) as workers:
+        return make_splits(args, settings, source.layout, listings, workers)
+
+
+def make_splits(
+    args: argparse.Namespace, settings: ShardSettings, layout: str, listings: list[Listing], workers: Workers
+) -> int:
+    """Makes or repairs the shard set of each listing. Returns 1 if too many images cannot be decoded."""
+    from pipeline.shards.build import TooManyQuarantined, make_split, repair_split
+
+    make_or_repair = repair_split if args.repair else make_split
+    record: dict[str, object] = {"layout": layout}
     for listing in listings:
         split = listing.split
         started_s = time.monotonic()
@@ -188,7 +225,7 @@ def settings_of(args: argparse.Namespace) -> ShardSettings:
     return ShardSettings(resize, args.seed, args.shard_samples)
 
 
-def verify(args: argparse.Namespace, workers: Workers) -> int:
+def verify(args: argparse.Namespace) -> int:
     """Prints every fault of every split in OUT. Returns 1 if there is any."""
     from pipeline.imagenet.listing import SPLITS
     from pipeline.shards import verify as verification
@@ -200,7 +237,7 @@ def verify(args: argparse.Namespace, workers: Workers) -> int:
     record = {}
     for split in splits:
         folder = args.out / split
-        with Progress(f"verifying {split}", None) as progress:
+        with chosen_workers(args, verification.__name__) as workers, Progress(f"verifying {split}", None) as progress:
             faults = verification.verify(folder, args.deep, workers, progress)
         for fault in faults:
             print(f"{folder}: {fault}")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tools.shared.cli import Progress, json_path, parser_of, require_at_least, run, write_json
 
 if TYPE_CHECKING:
-    from inference.classifier import Classifier
+    from tools.shared.classifier import Classifier
 
 FILES_AT_ONCE = 80
 
@@ -66,8 +66,8 @@ def main() -> int:
 
     import torch
 
-    from inference.classifier import Classifier
     from model.checkpoint import load_data
+    from tools.shared.classifier import Classifier
 
     if not load_data(args.checkpoint).resize:
         found = "does not say how the images of its training set were resized"

@@ -29,7 +29,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+from tools import train
 from tools.shared.cli import cores, parser_of, run
 from tools.shared.rank_choice import gpus_announced, ranks_for
 from tools.shared.tool_runner import ToolRunner
@@ -72,7 +74,7 @@ class RunAllSettings:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> RunAllSettings:
-        """Reads the settings from environment variables. Raises ValueError if a number is not one."""
+        """Reads the settings from environment variables. Raises ValueError that names a variable with a wrong value."""
         imagenet = environment.get("IMAGENET")
 
         def setting(name: str, default: str = "") -> str:
@@ -84,9 +86,9 @@ class RunAllSettings:
             runs=Path(setting("RUNS", "runs")),
             run=setting("RUN", "imagenet" if imagenet else "sample"),
             workers=int(_number("WORKERS", setting("WORKERS", str(cores())), "a whole number of at least 1", int)),
-            sample_options=shlex.split(setting("SAMPLE_OPTIONS")),
-            shard_options=shlex.split(setting("SHARD_OPTIONS", "" if imagenet else SAMPLE_SHARDS)),
-            train_options=shlex.split(setting("TRAIN_OPTIONS", "" if imagenet else SAMPLE_TRAINING)),
+            sample_options=_words("SAMPLE_OPTIONS", setting("SAMPLE_OPTIONS")),
+            shard_options=_words("SHARD_OPTIONS", setting("SHARD_OPTIONS", "" if imagenet else SAMPLE_SHARDS)),
+            train_options=_words("TRAIN_OPTIONS", setting("TRAIN_OPTIONS", "" if imagenet else SAMPLE_TRAINING)),
             hang_minutes=_number("HANG_MINUTES", setting("HANG_MINUTES", "15"), "a number above 0", float),
         )
 
@@ -99,6 +101,13 @@ class RunAllSettings:
     def shards(self) -> Path:
         """The folder of the shard sets `train` and `val`."""
         return self.data / ("imagenet-256" if self.imagenet else "sample-256")
+
+
+def _words(name: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{name}={text}: {error}") from error
 
 
 def _number(name: str, text: str, expected: str, kind: type[int] | type[float]) -> float:
@@ -117,6 +126,8 @@ def main() -> int:
     parser.add_argument("stage", choices=STAGES, metavar="STAGE", help=f"one of {', '.join(STAGES)}")
     stage = parser.parse_args().stage
     settings = RunAllSettings.of(os.environ)
+    if stage == "train":
+        check_train_options(settings)
     if stage == "health":
         return health(settings.runs / settings.run / "metrics.jsonl", settings.hang_minutes)
     for folder in [settings.data, *([settings.runs] if stage == "train" else [])]:
@@ -129,9 +140,28 @@ def main() -> int:
     return 0
 
 
+def check_train_options(settings: RunAllSettings) -> None:
+    """Checks TRAIN_OPTIONS before the first stage: otherwise a typing mistake would show after hours of sharding.
+
+    Raises:
+        ValueError: train.py would not accept them.
+    """
+    parser = train.arguments()
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"TRAIN_OPTIONS: {message}; python tools/train.py --help lists the options")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    try:
+        train.check(parser.parse_args(["SHARDS", "--run-name", settings.run, *settings.train_options]))
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith("TRAIN_OPTIONS") else f"TRAIN_OPTIONS: {text}") from error
+
+
 def run_stage(stage: str, settings: RunAllSettings, runner: ToolRunner) -> int:
     """Runs one stage and returns the exit code of its tool, or 0 if there is nothing to do."""
-    train, workers = settings.shards / "train", ["--workers", settings.workers]
+    shards, workers = settings.shards / "train", ["--workers", settings.workers]
     match stage:
         case "sample":
             if settings.imagenet:
@@ -140,14 +170,14 @@ def run_stage(stage: str, settings: RunAllSettings, runner: ToolRunner) -> int:
         case "shards":
             return runner.run("make_shards", settings.source, settings.shards, *workers, *settings.shard_options)
         case "pca":
-            return 0 if has_eigenbasis(train) else runner.run("compute_pca", train, *workers)
+            return 0 if has_eigenbasis(shards) else runner.run("compute_pca", shards, *workers)
         case "train":
             return _train(settings, runner)
         case "bench":
             device = ["--device", "cuda"] if gpus_announced() else []  # as in training
-            return runner.run("bench_loader", train, *device) or runner.run("bench_baselines", train)
+            return runner.run("bench_loader", shards, *device) or runner.run("bench_baselines", shards)
         case "baselines":
-            return runner.run("bench_baselines", train)
+            return runner.run("bench_baselines", shards)
         case "gpu-check":
             return _gpu_check(settings, runner)
     raise AssertionError(stage)

@@ -25,7 +25,7 @@ from model.parallel.ranks import SINGLE_RANK, AsyncHandle, Ranks
 from model.recipe import SOURCE2012, Recipe
 from model.shapes import IMAGE_CHANNELS, IMAGE_SIDE, TOWERS, NetSpec, layer_table
 
-BYTES = {"float32": 4, "bfloat16": 2}  # of one activation, by precision
+BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2}  # of one activation, by precision
 LABEL_BYTES = 8
 ROW_BYTES = 20  # of an image that is swapped as a uint8 crop: five float32, see `half_batches.CropBatch`
 

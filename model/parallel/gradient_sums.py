@@ -23,6 +23,7 @@ class _Bucket:
         self.parameters: list[nn.Parameter] = []
         self.bytes = self.ready = 0
         self.flat: Tensor | None = None
+        self.in_place = False  # whether `flat` is the gradient itself
         self.handle: AsyncHandle | None = None
 
 
@@ -31,7 +32,9 @@ class GradientSums:
 
     A sum starts as soon as the backward pass has computed all gradients of a bucket. Buckets are filled from the last
     layer to the first, since the backward pass computes gradients in that order. A large gradient has its own bucket
-    and is summed in place; small gradients are copied into one tensor, since each operation has a fixed cost.
+    and is summed in place; small gradients are copied into one tensor, since each operation has a fixed cost. A
+    gradient with the channels last is copied, too, and gets its layout back: the optimizer requires that of the
+    parameter.
     """
 
     def __init__(self, ranks: Ranks, model: nn.Module) -> None:
@@ -58,7 +61,8 @@ class GradientSums:
 
     def _start(self, bucket: _Bucket) -> None:
         gradients = [parameter.grad for parameter in bucket.parameters if parameter.grad is not None]
-        bucket.flat = torch.cat([g.flatten() for g in gradients]) if len(gradients) > 1 else gradients[0]
+        bucket.in_place = len(gradients) == 1 and gradients[0].is_contiguous()
+        bucket.flat = gradients[0] if bucket.in_place else torch.cat([g.flatten() for g in gradients])
         bucket.handle = self._ranks.start_sum(bucket.flat)
 
     def finish(self) -> None:
@@ -68,9 +72,10 @@ class GradientSums:
             assert bucket.handle is not None and bucket.flat is not None, "the backward pass left out a gradient"
             with self._ranks.spans.span("sums"):
                 bucket.handle.wait()
-            if len(bucket.parameters) > 1:
+            if not bucket.in_place:
                 sizes = [parameter.numel() for parameter in bucket.parameters]
                 pieces = torch.split(bucket.flat, sizes)
                 for parameter, summed in zip(bucket.parameters, pieces, strict=True):
-                    parameter.grad = summed.view_as(parameter)
+                    layout = torch.contiguous_format if parameter.is_contiguous() else torch.channels_last
+                    parameter.grad = summed.view_as(parameter).contiguous(memory_format=layout)
             bucket.flat, bucket.handle, bucket.ready = None, None, 0

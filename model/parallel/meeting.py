@@ -74,22 +74,31 @@ def meet(timeout_s: float) -> Meeting:
     """Finds the other ranks; torchrun sets their number and address in the environment. Without it, this rank is alone.
 
     Raises:
-        ValueError: the others do not come within `timeout_s`.
+        ValueError: the others do not come within `timeout_s`, or the environment names no possible place among them.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if world == 1:
         return Meeting()
+    if not 0 <= rank < world:
+        raise ValueError(f"RANK={rank}, WORLD_SIZE={world}: expected a RANK from 0 to WORLD_SIZE - 1")
     try:
         found, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     except DistError as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ValueError(
-            f"rank {os.environ.get('RANK')} of {world} did not meet the others at {place} within {timeout_s:g} s; "
+            f"rank {rank} of {world} did not meet the others at {place} within {timeout_s:g} s; "
             "start all ranks, with one MASTER_ADDR and MASTER_PORT that all of them reach"
         ) from error
     # torchrun keeps its store when it restarts failed ranks. A prefix for each attempt hides the old entries, with
     # which a restarted rank would otherwise connect to processes that no longer exist.
     return Meeting(rank, world, PrefixStore(f"attempt {restarts()}", found))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{name}={text}: expected a whole number; torchrun sets it")
+    return int(text)
 
 
 def restarts() -> int:

@@ -134,7 +134,8 @@ class Ranks:
         operations, kept, copies = [], [], []
         if out is not None and out.numel():
             self.sent[kind] += out.numel() * out.element_size()
-            kept.append(out.cpu() if self._staged else out.contiguous())
+            rows = out.contiguous()  # the channels may be last, and the partner receives in the usual order
+            kept.append(rows.cpu() if self._staged else rows)
             operations.append(dist.P2POp(dist.isend, kept[-1], self.place.partner, group=group))
         if into is not None and into.numel():
             buffer = torch.empty_like(into, device="cpu") if self._staged else into
@@ -238,7 +239,9 @@ def _own_group(members: list[list[int]], timeout_s: float) -> dist.ProcessGroup:
 SINGLE_RANK = Ranks()
 
 
-def start(layout: RankLayout, device: str, timeout_s: float, meeting: Meeting | None = None) -> Ranks:
+def start(
+    layout: RankLayout, device: str, timeout_s: float, meeting: Meeting | None = None, cores: int | None = None
+) -> Ranks:
     """Connects the ranks that torchrun started; without torchrun, this process is a single rank.
 
     On CUDA every rank takes the GPU with its local number. If a machine has fewer GPUs than ranks, the ranks share them
@@ -249,6 +252,7 @@ def start(layout: RankLayout, device: str, timeout_s: float, meeting: Meeting | 
         device: "cpu" or "cuda". Without a CUDA device "cuda" gives a CPU rank; the data loader's settings reject it.
         timeout_s: how long a rank waits for another in an operation.
         meeting: the ranks that have met already.
+        cores: cores of this machine that the job may use. CPU ranks share them; None leaves torch's threads alone.
 
     Raises:
         ValueError: if the ranks cannot form tower pairs.
@@ -263,7 +267,7 @@ def start(layout: RankLayout, device: str, timeout_s: float, meeting: Meeting | 
         ranks.shared_gpu = ranks_here() > gpus
     else:
         ranks = Ranks(place, torch.device("cpu"))
-        share_cores()
+        share_cores(cores)
     if place.world > 1:
         ranks.join(meeting, timeout_s)
     return ranks
@@ -271,7 +275,7 @@ def start(layout: RankLayout, device: str, timeout_s: float, meeting: Meeting | 
 
 def ranks_here() -> int:
     """Number of ranks on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def first_here() -> bool:
@@ -279,13 +283,16 @@ def first_here() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def cores_here() -> int:
-    """Cores of this machine for each of its ranks, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks_here())
+def cores_of_rank(cores: int) -> int:
+    """Of `cores` of this machine, those for each of its ranks, at least 1."""
+    return max(1, cores // ranks_here())
 
 
-def share_cores() -> None:
-    """Limits torch to this rank's share of the cores, unless OMP_NUM_THREADS is set to more than 1. torchrun sets 1 if
-    the user has set nothing, so 1 says nothing about the user's wish."""
-    if ranks_here() > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(cores_here())
+def share_cores(cores: int | None) -> None:
+    """Gives torch this rank's share of `cores`, unless OMP_NUM_THREADS is set to more than 1. torchrun sets 1 if the
+    user has set nothing, so 1 says nothing about the user's wish. One rank gets no more threads than torch chooses."""
+    if cores is None or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return
+    share = cores_of_rank(cores)
+    if ranks_here() > 1 or torch.get_num_threads() > share:
+        torch.set_num_threads(share)

@@ -27,8 +27,10 @@ class StreamTimer:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to `name`."""
-        if self._cuda:
+        """Adds the time of the block to `name`; a block that is recorded as part of a CUDA graph has no time."""
+        if self._cuda and torch.cuda.is_current_stream_capturing():
+            yield
+        elif self._cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()  # type: ignore[no-untyped-call]
             yield

@@ -6,19 +6,23 @@ name says otherwise. `causes` and `predict` take it from here; this module gives
 
     supply     the loader alone                   AU         accelerator utilisation: together / demand
     demand     the trainer on replayed batches    stall      1 - AU, split into parts that add up
-    together   the real run                       overlap    together / min(supply, demand)
+    together   both at the same time              overlap    together / min(supply, demand)
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.profiling.clocks import LoopTotals
+
+if TYPE_CHECKING:  # it imports SciPy, which `--help` must not pay for
+    from pipeline.profiling.confidence import Interval
 
 AU_THRESHOLD = 0.95  # from this AU on training does not wait; MLPerf Storage requires 0.90 of an emulated trainer
 INPUT_PARTS = ("storage", "decode", "augment", "transfer")
 PARTS = (*INPUT_PARTS, "contention", "unexplained")
+INDISTINCT = "not distinguishable from the threshold"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class StallAccount:
         stall: 1 - au.
         overlap: together / min(supply, demand).
         parts: shares of the run's time, by part, each 0 to 1; they add up to `stall`, or to 0 if `au` is above 1.
-        verdict: "compute-bound", "input-bound: <part>", "contention" or "unexplained".
+        verdict: "compute-bound", "input-bound: <part>", "contention", "unexplained", or, if the measurement does not
+            decide between the first and the rest, `INDISTINCT` with the AU that it allows.
+        leaning: the verdict if the measurement had decided.
     """
 
     supply: float
@@ -72,6 +78,7 @@ class StallAccount:
     overlap: float
     parts: dict[str, float]
     verdict: str
+    leaning: str
 
     def record(self) -> dict[str, Any]:
         """The figures for stall.json."""
@@ -79,7 +86,11 @@ class StallAccount:
 
 
 def account_stall(
-    loader: LoaderThroughput, demand: float, clocks: LoopTotals, au_threshold: float = AU_THRESHOLD
+    loader: LoaderThroughput,
+    demand: float,
+    clocks: LoopTotals,
+    au_threshold: float = AU_THRESHOLD,
+    interval: Interval | None = None,
 ) -> StallAccount:
     """Explains the throughput of the real run by the throughputs measured apart.
 
@@ -88,12 +99,29 @@ def account_stall(
         demand: img/s of the trainer on replayed batches.
         clocks: totals of the real run. On an asynchronous device, by the device's idle time (`idle_totals`).
         au_threshold: from this AU on the verdict is "compute-bound".
+        interval: confidence interval of AU. If the threshold lies within it, the verdict says so.
     """
     together = clocks.images / clocks.elapsed_s
     au = together / demand
     parts = _parts(loader, demand, clocks)
     overlap = together / min(loader.supply, demand)
-    return StallAccount(loader.supply, demand, together, au, 1 - au, overlap, parts, _verdict(au, parts, au_threshold))
+    leaning = "compute-bound" if au >= au_threshold else largest_part(parts)
+    verdict = leaning
+    if doubt := _doubt(au, au_threshold, loader.supply / demand, interval):
+        verdict = f"{INDISTINCT}: {doubt}"
+        leaning = largest_part(parts)
+    return StallAccount(loader.supply, demand, together, au, 1 - au, overlap, parts, verdict, leaning)
+
+
+def _doubt(au: float, au_threshold: float, supply_ratio: float, interval: Interval | None) -> str:
+    """Why AU is neither above nor below the threshold for certain; empty if it is.
+
+    A run cannot be faster than its loader, so a loader that alone is slower than the threshold contradicts a higher AU.
+    """
+    low, high = (interval.low, interval.high) if interval else (au, au)
+    if au >= au_threshold > supply_ratio:
+        return f"AU {low:.0%} to {high:.0%}, and the loader alone allows {supply_ratio:.0%}"
+    return f"AU {low:.0%} to {high:.0%}" if low < au_threshold <= high else ""
 
 
 def _parts(loader: LoaderThroughput, demand: float, clocks: LoopTotals) -> dict[str, float]:
@@ -117,9 +145,8 @@ def _parts(loader: LoaderThroughput, demand: float, clocks: LoopTotals) -> dict[
     return {part: scale * seconds / total_s for part, seconds in parts_s.items()}
 
 
-def _verdict(au: float, parts: dict[str, float], au_threshold: float) -> str:
-    if au >= au_threshold:
-        return "compute-bound"
+def largest_part(parts: dict[str, float]) -> str:
+    """The verdict on a run that waits: its largest part."""
     input_share = sum(parts[part] for part in INPUT_PARTS)
     if parts["unexplained"] > max(input_share, parts["contention"]):
         return "unexplained"
@@ -128,14 +155,21 @@ def _verdict(au: float, parts: dict[str, float], au_threshold: float) -> str:
     return "contention"
 
 
-def format_account(account: StallAccount) -> str:
-    """The figures as lines of text, without the verdict."""
+def format_account(account: StallAccount, run: str = "") -> str:
+    """The figures as lines of text, without the verdict.
+
+    Args:
+        account: the figures.
+        run: the line of the run, if `account` is of a run that the windows after it do not explain.
+    """
+    together = f"{account.together:10,.0f} img/s"
+    over = "the run" if run else "together"
     rows = [
         f"supply     {account.supply:10,.0f} img/s  the loader alone",
         f"demand     {account.demand:10,.0f} img/s  the trainer on replayed batches",
-        f"together   {account.together:10,.0f} img/s  the real run",
-        f"AU         {account.au:10.1%}        accelerator utilisation: together / demand",
-        f"overlap    {account.overlap:10.1%}        together / min(supply, demand)",
+        run or f"together   {together}  loader and trainer at the same time",
+        f"AU         {account.au:10.1%}        accelerator utilisation: {over} / demand",
+        f"overlap    {account.overlap:10.1%}        {over} / min(supply, demand)",
         f"stall      {account.stall:10.1%}        1 - AU, split into",
     ]
     rows += [f"  {part:<12}{share:7.1%}  {_text_bar(share)}".rstrip() for part, share in account.parts.items()]

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from pipeline.diagnosis.accounting import (
     AU_THRESHOLD,
+    INDISTINCT,
     LoaderThroughput,
     StallAccount,
     account_stall,
@@ -32,7 +32,8 @@ from pipeline.diagnosis.loader_rules import (
     contention_of,
     facts_of,
 )
-from pipeline.profiling.any_loader import ChildProcesses, EndlessLoader, ProcessCpu, images_of
+from pipeline.host import read_host
+from pipeline.profiling.any_loader import EndlessLoader, ProcessCpu, ProcessWatch, delay_ratio, images_of
 from pipeline.profiling.cpu_time import CpuUse
 from pipeline.profiling.group import SINGLE_PROCESS
 from pipeline.profiling.pacing import PacedWindows
@@ -54,6 +55,7 @@ class Observed:
         epoch_ends: how often it had to start again.
         restart_s: mean seconds of that; 0 if it never ended.
         restart_share: share of the loader's time that this adds.
+        delay_ratio: see `LoaderEvidence`.
     """
 
     facts: LoaderFacts
@@ -62,6 +64,7 @@ class Observed:
     epoch_ends: int
     restart_s: float
     restart_share: float
+    delay_ratio: float | None = None
 
     @property
     def workers(self) -> int:
@@ -102,6 +105,8 @@ class LoaderReport:
 
     def __str__(self) -> str:
         first = str(self.actions[0]) if self.actions else "the loader keeps up; only a faster step trains faster"
+        if self.account.verdict.startswith(INDISTINCT):
+            first = f"measure for longer to decide; if training waits: {self.account.leaning}, {first}"
         lines = [
             f"verdict    {self.account.verdict}",
             f"           {first}",
@@ -166,7 +171,7 @@ def diagnose(
     Raises:
         ValueError: the loader gives no batch, or ends and cannot start again.
     """
-    batches, children = EndlessLoader(loader, clock), ChildProcesses()
+    batches, watch = EndlessLoader(loader, clock), ProcessWatch()
     facts, replayed = facts_of(batches.source), batches.few(REPLAYED_BATCHES)
 
     def size(one: B) -> int:
@@ -177,18 +182,17 @@ def diagnose(
     measured = measure_windows(
         batches, trainer, replayed, window_s, facts.prefetched, rounds, progress, SINGLE_PROCESS, clock
     )
-    observed = observe(batches, facts, images, children, measured.supply)
-    return report_of(measured, observed, au_threshold, usable_cores())
+    observed = observe(batches, facts, images, watch, measured.supply)
+    return report_of(measured, observed, au_threshold, read_host().cores)
 
 
-def observe(
-    batches: EndlessLoader[B], facts: LoaderFacts, images: int, children: ChildProcesses, supply: float
-) -> Observed:
+def observe(batches: EndlessLoader[B], facts: LoaderFacts, images: int, watch: ProcessWatch, supply: float) -> Observed:
     """What was seen of a loader, after its windows."""
     ends = len(batches.restarts_s)
     restart_s = sum(batches.restarts_s) / ends if ends else 0.0
-    share = batches.restart_share(images / supply)
-    return Observed(facts, images, tuple(children.used()), ends, restart_s, share)
+    share, children = batches.restart_share(images / supply, max(1, facts.num_workers or 1)), watch.children()
+    ratio = delay_ratio(children or [watch.own()])
+    return Observed(facts, images, tuple(children), ends, restart_s, share, ratio)
 
 
 def report_of(measured: WindowMeasurements, observed: Observed, au_threshold: float, cores: float) -> LoaderReport:
@@ -196,14 +200,14 @@ def report_of(measured: WindowMeasurements, observed: Observed, au_threshold: fl
     evidence = evidence_of(measured.loader_cpu, measured.replay_cpu, observed, measured.supply, measured.demand, cores)
     slow, supply = cause_of_slow_loader(evidence), measured.supply
     # The accounting knows stages. Only their sum is known here: all of the loader's own slowness is one part.
-    account = account_stall(
-        LoaderThroughput(supply, supply, supply, supply), measured.demand, measured.clocks, au_threshold
-    )
+    whole = LoaderThroughput(supply, supply, supply, supply)
+    account = account_stall(whole, measured.demand, measured.clocks, au_threshold, measured.au)
     own = account.parts["storage"]
     parts = dict.fromkeys(("waiting", "CPU work", "epoch ends"), 0.0) | {LIMITS[slow.name]: own}
     parts |= {name: account.parts[name] for name in ("contention", "unexplained")}
-    account = replace(account, parts=parts, verdict=account.verdict.replace("storage", LIMITS[slow.name]))
-    cause, actions = _judged(account.verdict, slow, evidence)
+    verdict, leaning = (text.replace("storage", LIMITS[slow.name]) for text in (account.verdict, account.leaning))
+    account = replace(account, parts=parts, verdict=verdict, leaning=leaning)
+    cause, actions = _judged(leaning, slow, evidence)
     waits_s = tuple(step.wait_s for step in measured.steps)
     return LoaderReport(account, str(measured.au), cause, tuple(actions), evidence, observed, waits_s)
 
@@ -237,6 +241,7 @@ def evidence_of(
         neighbour_cores=used["neighbours"],
         trainer_cores=replay_cpu.own_s / replay_cpu.wall_s if replay_cpu else 0.0,
         restart_share=observed.restart_share,
+        delay_ratio=observed.delay_ratio,
     )
 
 
@@ -250,7 +255,7 @@ def measure_alone(
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[LoaderEvidence, Observed]:
     """Measures a loader without a trainer; arguments and errors are those of `diagnose`. Its demand is infinite."""
-    batches, children = EndlessLoader(loader, clock), ChildProcesses()
+    batches, watch = EndlessLoader(loader, clock), ProcessWatch()
     facts, (first,) = facts_of(batches.source), batches.few(1)
     images = images_of(first) if batch is None else batch
 
@@ -263,10 +268,5 @@ def measure_alone(
         img_s.append(windows.throughput("loader", drain))
         progress(1)
     supply = rounds / sum(1 / one for one in img_s)  # windows of equal length in images
-    observed = observe(batches, facts, images, children, supply)
-    return evidence_of(windows.use("loader"), None, observed, supply, float("inf"), usable_cores()), observed
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    observed = observe(batches, facts, images, watch, supply)
+    return evidence_of(windows.use("loader"), None, observed, supply, float("inf"), read_host().cores), observed

@@ -1,75 +1,91 @@
-"""The findings of a stall report: measured stages, windows and clocks in, one record and one screen of text out.
+"""The findings of a stall report: measured stages, windows and clocks in, one record out; `screen` turns it into text.
 
 The reasoning is one chain: `accounting` gives figures, parts and verdict; `causes` names the cause from the evidence;
-`predict` ranks the actions and derives the advice from the cause and the first action.
+`predict` ranks the actions and derives the advice from the cause and the first action. A run that the windows after it
+do not explain gets verdict, cause and advice from its own clocks (`run_account`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from textwrap import wrap
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline.diagnosis.accounting import AU_THRESHOLD, LoaderThroughput, StallAccount, account_stall, format_account
-from pipeline.diagnosis.causes import Cause, Evidence, cause_of
-from pipeline.diagnosis.predict import LIMITS, Action, advice, ranked_actions, resource_limits
+from pipeline.diagnosis.accounting import AU_THRESHOLD, INDISTINCT, LoaderThroughput, StallAccount, account_stall
+from pipeline.diagnosis.causes import Evidence, cause_of
+from pipeline.diagnosis.predict import LIMITS, advice, ranked_actions, resource_limits
+from pipeline.diagnosis.run_account import Judgement, RunCheck, check_run, epoch_rates, judge_run
 from pipeline.diagnosis.workload import LoaderSetup, Workload, workload_of
+from pipeline.host import Host, Pressure
 from pipeline.profiling.clocks import StepClocks, StepTiming, clock_cost_s, percentiles
-from pipeline.profiling.confidence import Interval
-from pipeline.profiling.stages import StageThroughput, format_storage
+from pipeline.profiling.cpu_time import CpuUse
+from pipeline.profiling.stages import StageThroughput
 from pipeline.profiling.windows import WindowMeasurements
 
-MAX_PRINTED_ACTIONS = 4
 HOST_CLOCKS, QUEUE, CUDA_EVENTS = "host clocks", "host clocks and the device's queue", "CUDA events"
-SCREEN_WIDTH = 120
+LONG_PAUSES_SHARE = 0.1  # of a run's time: from here on the advice mentions validation and checkpoints
 
 
 @dataclass(frozen=True)
-class Findings:
+class Findings(Judgement):
     """Everything that a stall report says.
 
     Attributes:
-        account: figures, parts and verdict.
-        au: mean AU of the rounds, with its confidence interval.
+        windows: figures, parts and verdict of the windows. `account` is the run's if they do not explain it.
         au_threshold: the AU from which on training does not wait.
-        cause: the likely cause of the stall.
-        actions: changes worth making, best first.
-        advice: the line under the verdict, derived from `cause` and the first action.
         workload: what an image costs and what there is to pay it with.
         loader_img_s: the loader alone, cut short after each stage.
         storage: what distinguishes cold reads from warm ones, see `StageThroughput.storage`.
-        limits_img_s: img/s that each resource allows by itself, lowest first.
         first_wait_s: seconds that the first batch of the measurement took.
         device: whether it is asynchronous and what the figures rest on, see `device_record`.
-        waits_s: percentiles of the host's waits in real steps, in seconds.
-        steps_s: percentiles of the host's time in real training steps, in seconds.
         run: figures of the whole run, see `run_record`; empty if there was no run.
-        cpu_cores: cores in use by each group of threads while loader and trainer worked, on this host.
+        check: whether the windows explain the run; None without a run, or for a very short one.
+        host: cores and memory that the job may use on this host.
+        cpu: CPU use and pressure while loader and trainer worked, on this host.
         memory: bytes of this process, see `memory_use`.
         environment: machine, settings and shard set of the measurement.
         steps: the last real steps, for the timeline.
     """
 
-    account: StallAccount
-    au: Interval
+    windows: StallAccount
     au_threshold: float
-    cause: Cause
-    actions: tuple[Action, ...]
-    advice: str
     workload: Workload
     loader_img_s: LoaderThroughput
     storage: dict[str, Any]
-    limits_img_s: dict[str, float]
     first_wait_s: float
     device: dict[str, Any]
-    waits_s: dict[str, float]
-    steps_s: dict[str, float]
     run: dict[str, Any]
-    cpu_cores: dict[str, float]
+    check: RunCheck | None
+    host: Host
+    cpu: CpuUse
     memory: dict[str, int]
     environment: dict[str, Any]
     steps: tuple[StepTiming, ...]
+
+    @property
+    def waits_s(self) -> dict[str, float]:
+        """Percentiles of the host's waits in real steps, in seconds."""
+        return percentiles([step.wait_s for step in self.steps])
+
+    @property
+    def steps_s(self) -> dict[str, float]:
+        """Percentiles of the host's time in real training steps, in seconds."""
+        return percentiles([step.step_s for step in self.steps])
+
+    @property
+    def limits_img_s(self) -> dict[str, float]:
+        """img/s that each resource allows by itself, lowest first."""
+        return resource_limits(self.workload)
+
+    @property
+    def cpu_cores(self) -> dict[str, float]:
+        """Cores in use by each group of threads while loader and trainer worked, on this host."""
+        return self.cpu.cores()
+
+    @property
+    def pressure(self) -> Pressure:
+        """What the kernel counted while loader and trainer worked."""
+        return self.cpu.pressure
 
     @property
     def next_bottleneck(self) -> str:
@@ -80,7 +96,10 @@ class Findings:
     def record(self) -> dict[str, Any]:
         """The record for stall.json. The entries of the account are at its top level."""
         rest = asdict(self)
-        del rest["account"], rest["steps"]
+        for name in ("account", "steps", "check", "cpu"):
+            del rest[name]
+        rest |= {"waits_s": self.waits_s, "steps_s": self.steps_s, "limits_img_s": self.limits_img_s}
+        rest |= {"host": {**self.host.record(), **self.pressure.record()}, "cpu_cores": self.cpu_cores}
         au, rank_supplies = rest.pop("au"), rest["workload"].pop("rank_supplies")
         extra = {"au_interval": au, "rank_supplies": rank_supplies, "next_bottleneck": self.next_bottleneck}
         return {**self.account.record(), **rest, **extra}
@@ -111,36 +130,60 @@ def build_findings(
         rank_supplies: img/s of each rank's own loader; empty for one rank.
     """
     loader = loader_throughput(stages, swapped).scaled_to(measured.supply)
-    account = account_stall(loader, measured.demand, measured.clocks, au_threshold)
-    workload = workload_of(stages, measured, setup, account, loader, memory["available"], tuple(rank_supplies))
-    cause, actions = diagnosis_of(account, workload, stages)
+    windows = account_stall(loader, measured.demand, measured.clocks, au_threshold, measured.au)
+    workload = workload_of(stages, measured, setup, windows, loader, tuple(rank_supplies))
+    check, judged = check_run(clocks, measured), _judge_windows(windows, workload, stages, measured, setup.host)
+    if clocks and check and not check.explained:
+        judged = judge_run(check, clocks, measured, loader, workload.shared_cores / setup.hosts, au_threshold)
+    run = run_record(clocks, measured.asynchronous, check) if clocks else {}
+    judged = replace(judged, advice=judged.advice + _pauses_advice(run))
     return Findings(
-        account=account,
-        au=measured.au,
+        **vars(judged),
+        windows=windows,
         au_threshold=au_threshold,
-        cause=cause,
-        actions=tuple(actions),
-        advice=advice(workload, cause, actions),
         workload=workload,
         loader_img_s=loader,
         storage=stages.storage,
-        limits_img_s=resource_limits(workload),
         first_wait_s=measured.first_wait_s,
         device=device_record(measured.asynchronous, clocks),
-        waits_s=percentiles([step.wait_s for step in measured.steps]),
-        steps_s=percentiles([step.step_s for step in measured.steps]),
-        run=run_record(clocks, measured.asynchronous) if clocks else {},
-        cpu_cores=measured.real_cpu.cores(),
+        run=run,
+        check=check,
+        host=setup.host,
+        cpu=measured.real_cpu,
         memory=memory,
         environment=environment,
         steps=measured.steps,
     )
 
 
-def diagnosis_of(account: StallAccount, workload: Workload, stages: StageThroughput) -> tuple[Cause, list[Action]]:
-    """The cause of the verdict, and the actions that follow from it."""
-    cause = cause_of(Evidence(account.verdict, workload, (stages.read.batch_p50_s, stages.read.batch_p99_s)))
-    return cause, ranked_actions(workload, cause)
+def _judge_windows(
+    account: StallAccount, workload: Workload, stages: StageThroughput, measured: WindowMeasurements, host: Host
+) -> Judgement:
+    """The diagnosis of the windows."""
+    evidence = Evidence(
+        account.leaning,
+        workload,
+        (stages.read.batch_p50_s, stages.read.batch_p99_s),
+        stages.probe,
+        host,
+        measured.real_cpu.pressure,
+        stages.set_bytes,
+    )
+    cause = cause_of(evidence)
+    actions = ranked_actions(workload, cause)
+    said = advice(workload, cause, actions)
+    if account.verdict.startswith(INDISTINCT):
+        said = f"measure for longer to decide; if training waits: {account.leaning}, {said}"
+    return Judgement(account, measured.au, cause, tuple(actions), said)
+
+
+def _pauses_advice(run: dict[str, Any]) -> str:
+    """What to add to the advice about a run that spends a large share of its time in pauses."""
+    pauses = {name: share for name, share in run.get("shares", {}).items() if name in run["pauses_s"]}
+    if not pauses or sum(pauses.values()) < LONG_PAUSES_SHARE:
+        return ""
+    text = " and ".join(f"{name} {share:.0%}" for name, share in pauses.items())
+    return f"; of the whole run, {text} of the time, which AU does not count"
 
 
 def loader_throughput(stages: StageThroughput, swapped: float | None) -> LoaderThroughput:
@@ -175,19 +218,26 @@ def idle_shares(clocks: StepClocks, asynchronous: bool) -> dict[str, float] | No
     return {"input": input_s / total.elapsed_s, "host": host_s / total.elapsed_s}
 
 
-def run_record(clocks: StepClocks, asynchronous: bool) -> dict[str, Any]:
+def run_record(clocks: StepClocks, asynchronous: bool, check: RunCheck | None) -> dict[str, Any]:
     """Figures of a whole run.
 
     Returns:
         `img_s`; `clocks_share`, the share of the time that the clocks cost; `first_wait_s`; and percentiles in seconds:
         `edge_waits_s` (first batch of each later epoch), `waits_s`, `steps_s` (all by the host's clocks),
-        `device_gaps_s` and `device_steps_s` (by the GPU's clock); `idle_shares`, see there. Entries without a value
-        are None.
+        `device_gaps_s` and `device_steps_s` (by the GPU's clock); `idle_shares`, see there. `shares` of the whole run's
+        time, which add up to 1: `steps`, `waits`, `between` and each kind of pause; `pauses_s`: the seconds of every
+        pause, by kind; `epochs_img_s`: img/s of each epoch; `explained`: whether the windows explain the run, and
+        `slow`: the part that was slower, see `Spell`. Entries without a value are None.
     """
     total = clocks.total()
+    pauses_s = {name: sum(seconds) for name, seconds in clocks.pauses_s.items()}
+    spent_s = {"steps": total.step_s, "waits": total.wait_s}
+    spent_s["between"] = max(0.0, total.elapsed_s - sum(spent_s.values()))
+    whole_s = sum(spent_s.values()) + sum(pauses_s.values())
+    marks_s = clocks.marks.spent_s if clocks.marks else 0.0
     return {
         "img_s": total.images / total.elapsed_s,
-        "clocks_share": clock_cost_s() * clocks.steps / total.elapsed_s,
+        "clocks_share": (clock_cost_s() * clocks.steps + marks_s) / total.elapsed_s,
         "first_wait_s": clocks.first_wait_s,
         "edge_waits_s": percentiles(clocks.edge_waits_s) if clocks.edge_waits_s else None,
         "waits_s": percentiles(clocks.waits_s),
@@ -195,67 +245,9 @@ def run_record(clocks: StepClocks, asynchronous: bool) -> dict[str, Any]:
         "device_gaps_s": percentiles(clocks.device_gaps_s) if clocks.device_gaps_s else None,
         "device_steps_s": percentiles(clocks.device_steps_s) if clocks.device_steps_s else None,
         "idle_shares": idle_shares(clocks, asynchronous),
+        "shares": {name: seconds / whole_s for name, seconds in {**spent_s, **pauses_s}.items()},
+        "pauses_s": clocks.pauses_s,
+        "epochs_img_s": epoch_rates(clocks),
+        "explained": None if check is None else check.explained,
+        "slow": None if check is None or check.spell is None else asdict(check.spell),
     }
-
-
-def secondary_lines(found: Findings) -> dict[str, str]:
-    """What was measured besides throughput and AU: lines of text by name."""
-    waits, cores, memory = found.waits_s, found.cpu_cores, found.memory
-    usable = found.workload.cores / found.workload.hosts
-    other_ranks = f" other ranks {cores['rest of job']:.2f}," if found.workload.ranks > 1 else ""
-    host = "host: " if found.device["asynchronous"] else ""
-    lines = {
-        "storage": format_storage(found.storage),
-        "evidence": _evidence_line(found.device),
-        "waits": f"{host}p50 {_ms(waits['p50'])}, p95 {_ms(waits['p95'])}, p99 {_ms(waits['p99'])} a step;"
-        f" first batch {_ms(found.first_wait_s)}",
-        "cores": f"loader {cores['loader']:.2f}, main thread {cores['main']:.2f}, other threads {cores['others']:.2f},"
-        f"{other_ranks} neighbours {cores['neighbours']:.2f}, of {usable:g}",
-        "memory": f"{memory['resident'] / 2**30:.2f} GiB resident, {memory['shared'] / 2**30:.2f} shared",
-    }
-    if decoding := found.environment.get("hardware_decoding"):  # of a GPU
-        lines["decoder"] = f"JPEG engines active: {decoding['active']}; {decoding['because']}"
-    return lines | (_run_lines(found.run) if found.run else {})
-
-
-def _evidence_line(device: dict[str, Any]) -> str:
-    if not device["asynchronous"]:
-        return "host clocks; the device is synchronous: a step returns when it is done"
-    run = f"; the run: {device['run']}" * (device["run"] is not None)
-    return f"host clocks; the device is asynchronous: a wait counts once the device's queue is empty{run}"
-
-
-def _run_lines(run: dict[str, Any]) -> dict[str, str]:
-    lines = {
-        "run": f"{run['img_s']:,.0f} img/s over the whole run; first batch {_ms(run['first_wait_s'])};"
-        f" the clocks took {run['clocks_share']:.4%} of its time"
-    }
-    if edges := run["edge_waits_s"]:
-        lines["edges"] = f"waits for the first batch of later epochs: p50 {_ms(edges['p50'])}, max {_ms(edges['max'])}"
-    if gaps := run["device_gaps_s"]:
-        lines["device"] = (
-            f"gaps p50 {_ms(gaps['p50'])}, p95 {_ms(gaps['p95'])}, p99 {_ms(gaps['p99'])} between steps of"
-            f" {_ms(run['device_steps_s']['p50'])}; idle {run['idle_shares']['input']:.1%} for input,"
-            f" {run['idle_shares']['host']:.1%} for the host"
-        )
-    return lines
-
-
-def format_findings(found: Findings) -> str:
-    """The stall report as one screen of text."""
-    lines = [
-        f"verdict    {found.account.verdict}",
-        *(f"{'':<11}{line}" for line in wrap(found.advice, SCREEN_WIDTH - 11)),
-        "",
-        format_account(found.account),
-        f"AU         {found.au}; threshold {found.au_threshold:.0%}",
-        f"cause      {found.cause.name}: {found.cause.because}",
-        *(f"{name:<11}{text}" for name, text in secondary_lines(found).items()),
-        *(f"action {n}   {action}" for n, action in enumerate(found.actions[:MAX_PRINTED_ACTIONS], 1)),
-        f"then       the next bottleneck is {found.next_bottleneck}",
-    ]
-    return "\n".join(lines)
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms"

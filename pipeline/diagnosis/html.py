@@ -7,7 +7,8 @@ from html import escape
 from typing import Any
 
 from pipeline.diagnosis.charts import Chart, au_chart, cores_chart, parts_chart, steps_chart, throughput_chart
-from pipeline.diagnosis.findings import Findings, secondary_lines
+from pipeline.diagnosis.findings import Findings
+from pipeline.diagnosis.screen import secondary_lines
 
 SHOWN_ELSEWHERE = ("waits", "cores")  # names of `secondary_lines` that the page shows as a table or a chart
 STYLE = """

@@ -90,7 +90,8 @@ class LoaderEvidence:
         thread_cores: cores that the main process's other threads use.
         neighbour_cores: cores that processes outside this job use.
         trainer_cores: cores that the trainer uses on replayed batches.
-        restart_share: share of the loader's time between the end of an epoch and the next batch.
+        restart_share: share of the loader's time that starting its epochs adds.
+        delay_ratio: seconds that its processes waited for a core for each of their CPU seconds; None if unknown.
     """
 
     supply: float
@@ -104,6 +105,7 @@ class LoaderEvidence:
     neighbour_cores: float
     trainer_cores: float
     restart_share: float
+    delay_ratio: float | None = None
 
     @property
     def loader_cores(self) -> float:
@@ -112,10 +114,14 @@ class LoaderEvidence:
 
     @property
     def busy_share(self) -> float:
-        """Share of the time, 0 to 1, for which the loader's workers, or without workers its process, compute."""
-        if self.workers:
-            return min(1.0, self.worker_cores / min(self.workers, self.cores))
-        return min(1.0, self.main_cores + self.thread_cores)
+        """Share of the time, 0 to 1, for which the loader's workers, or without workers its process, compute or wait
+        for a core to compute on."""
+        wanted = 1 + (self.delay_ratio or 0.0)
+        if not self.workers:
+            return min(1.0, wanted * (self.main_cores + self.thread_cores))
+        # Without the kernel's word on waiting for cores, workers that are more than cores cannot all compute.
+        most = min(self.workers, self.cores) if self.delay_ratio is None else self.workers
+        return min(1.0, wanted * self.worker_cores / most)
 
     @property
     def cpu_ms(self) -> float:
@@ -139,11 +145,11 @@ class LoaderCause:
 def cause_of_slow_loader(e: LoaderEvidence) -> LoaderCause:
     """What limits a loader that is slower than its trainer; the first rule that fits decides."""
     full = e.loader_cores + e.neighbour_cores >= FULL_SHARE * e.cores
-    if full and e.neighbour_cores > e.loader_cores:
+    if full and e.neighbour_cores > e.loader_cores and (e.delay_ratio is None or e.busy_share >= BUSY_SHARE):
         return LoaderCause("neighbours", f"other processes use {e.neighbour_cores:.1f} of {e.cores:g} cores")
     if e.restart_share >= RESTART_SHARE:
         return LoaderCause("epoch ends", f"starting the next epoch takes {e.restart_share:.0%} of the loader's time")
-    if full:
+    if full and e.loader_cores > e.neighbour_cores:
         return LoaderCause("cores", f"the loader uses {e.loader_cores:.1f} of {e.cores:g} cores")
     if e.workers and e.main_cores >= FULL_SHARE:
         return LoaderCause("main process", f"its thread is busy for {e.main_cores:.0%} of the time, beside the workers")
@@ -217,14 +223,21 @@ def _cheaper(e: LoaderEvidence) -> LoaderAction:
 
 def contention_of(e: LoaderEvidence) -> tuple[LoaderCause, list[LoaderAction]]:
     """Why a loader that is fast enough alone keeps its trainer waiting, and what to change."""
-    both = e.loader_cores * min(1.0, e.demand / e.supply) + e.trainer_cores + e.neighbour_cores
-    if both >= FULL_SHARE * e.cores:
-        because = f"loader and trainer need {both:.1f} of {e.cores:g} cores"
-        return LoaderCause("shared cores", because), [_cheaper(e), LoaderAction("give the job more cores")]
-    queue, best = e.facts.prefetch_factor, min(e.supply, e.demand)
-    if e.workers == 0:
+    image_s, queue = e.cpu_ms / 1000 + e.trainer_cores / e.demand, e.facts.prefetch_factor
+    free, best = max(0.0, e.cores - e.neighbour_cores), min(e.supply, e.demand)
+    if e.workers == 0 and e.main_cores >= e.thread_cores:
         because = "the loader works in the main process, only while the trainer does not"
-        return LoaderCause("no prefetch", because), [LoaderAction("num_workers=1 (now 0)", best)]
+        ahead = "make batches ahead, in a process or thread of their own"
+        change = ahead if e.facts.num_workers is None else "num_workers=1 (now 0)"
+        return LoaderCause("no prefetch", because), [
+            LoaderAction(change, min(best, free / image_s) if image_s else best)
+        ]
+    if best * image_s >= FULL_SHARE * free:
+        if e.neighbour_cores > best * image_s:
+            because = f"other processes use {e.neighbour_cores:.1f} of {e.cores:g} cores"
+            return LoaderCause("neighbours", because), actions_for(LoaderCause("neighbours", because), e)
+        because = f"loader and trainer need {best * image_s:.1f} of {free:.1f} free cores"
+        return LoaderCause("shared cores", because), [_cheaper(e), LoaderAction("give the job more cores")]
     deeper = f"prefetch_factor={2 * queue} (now {queue})" if queue else "a longer queue of batches"
     because = "the loader is fast enough on average, but uneven"
     return LoaderCause("short queue", because), [LoaderAction(deeper, best)]

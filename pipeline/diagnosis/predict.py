@@ -16,11 +16,24 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
-from pipeline.diagnosis.causes import STRAGGLER_RATIO, Cause
+from pipeline.diagnosis.causes import QUOTA_USED_SHARE, STRAGGLER_RATIO, Cause
 from pipeline.diagnosis.workload import Workload
 
 Change = Literal[
-    "threads", "queue", "callback", "square", "memory", "disk", "transfer", "neighbours", "slow rank", "cores"
+    "threads",
+    "queue",
+    "callback",
+    "square",
+    "memory",
+    "memory limit",
+    "disk",
+    "reads",
+    "transfer",
+    "neighbours",
+    "slow rank",
+    "cores",
+    "quota",
+    "swap",
 ]
 BATCH_END_LOSS = 0.12  # share of the time of many cores: threads wait for one another at the end of each batch
 MIN_GAIN = 1.02  # predicted / measured: an action that gains less is not listed
@@ -29,6 +42,7 @@ LEADING_GAIN_SHARE = 0.25  # of the best gain: an action with this much may come
 # the rest (inverse transform, colour), which goes with the crop. CROP_DECODE_COST is the cost of the rest, in units of
 # the former for a stored square of 256; measured on 500 photographs.
 CROP_DECODE_COST = 1.25
+EQUAL_RATIO = 1.1  # supply / demand: below it a faster step would soon wait for the loader
 DEEPER_QUEUE = 4  # batches: what to try if a queue was too short
 UNEVEN_WAIT_SHARE = 0.05  # of the time: from here on uneven waits are worth a deeper queue
 NEIGHBOURS_WORTH_STOPPING = 0.1  # cores
@@ -39,8 +53,13 @@ REMEDIES: dict[str, tuple[Change, ...]] = {
     "slow callback": ("callback",),
     "slow rank": ("slow rank",),
     "bursts": ("memory", "disk"),
+    "network folder": ("memory", "disk", "reads"),
+    "memory limit": ("memory limit",),
     "slow storage": ("disk",),
     "cold cache": ("memory",),
+    "CPU quota": ("quota",),
+    "swap": ("swap",),
+    "slow launches": (),
     "noisy neighbours": ("neighbours",),
     "shared cores": ("cores",),
     "shared device": (),  # the model knows nothing of a GPU's work besides the demand
@@ -51,6 +70,7 @@ REMEDIES: dict[str, tuple[Change, ...]] = {
     "few cores": ("cores",),
     "expensive augmentation": ("cores",),
 }
+STORAGE_CAUSES = ("network folder", "memory limit", "bursts", "slow storage", "cold cache")
 LIMITS = {
     "storage": "reading",
     "loader": "the CPU time of decoding and augmenting",
@@ -147,7 +167,9 @@ def ranked_actions(load: Workload, cause: Cause) -> list[Action]:
     Predicted throughput ranks them. Two kinds come before a better one if they bring a quarter of the best gain: first
     what removes the cause, then changes of settings, which cost nothing.
     """
-    candidates = (*_loader_changes(load), *_storage_changes(load), *_resource_changes(load))
+    candidates = [*_loader_changes(load), *_storage_changes(load), *_resource_changes(load)]
+    if cause.name in STORAGE_CAUSES:  # while the loader waits for storage, neighbours take nothing from it
+        candidates = [candidate for candidate in candidates if candidate.change != "neighbours"]
     actions = [candidate.predicted(load) for candidate in candidates]
     worth = [action for action in actions if action.together >= MIN_GAIN * load.together]
     best = max((action.together for action in worth), default=load.together)
@@ -167,7 +189,8 @@ def _loader_changes(load: Workload) -> Iterator[_Candidate]:
         threads = ceil(load.cores / load.ranks) + 1  # of a rank; one more keeps the cores busy at the end of a batch
         after = replace(load, threads=threads * load.ranks)
         yield _Candidate("threads", f"--threads {threads}", after, {"threads": threads})
-    if load.uneven_wait_s * load.together > UNEVEN_WAIT_SHARE and load.queue_depth < DEEPER_QUEUE:
+    lacks_time = load.throttled or load.crowded or load.swapping  # then the queue is not what makes waits uneven
+    if load.uneven_wait_s * load.together > UNEVEN_WAIT_SHARE and load.queue_depth < DEEPER_QUEUE and not lacks_time:
         waits_s = load.uneven_wait_s * load.queue_depth / DEEPER_QUEUE
         after = replace(load, uneven_wait_s=waits_s, queue_depth=DEEPER_QUEUE)
         yield _Candidate("queue", f"a queue of {DEEPER_QUEUE} batches", after, {"queue_depth": DEEPER_QUEUE})
@@ -175,7 +198,10 @@ def _loader_changes(load: Workload) -> Iterator[_Candidate]:
         yield _Candidate("callback", "take what runs between steps out of the loop", replace(load, between_s=0.0))
     if load.decode_area_ratio > 1:
         share = (1 + CROP_DECODE_COST) / (load.decode_area_ratio + CROP_DECODE_COST)
-        yield _Candidate("square", "shard with --stored square", replace(load, decode_cpu_s=load.decode_cpu_s * share))
+        after = replace(load, decode_cpu_s=load.decode_cpu_s * share)
+        if not load.reads_wait_to_begin:  # then fewer bytes take less time
+            after = replace(after, storage_s=load.storage_s * load.square_bytes_ratio)
+        yield _Candidate("square", "shard with --stored square", after)
 
 
 def _storage_changes(load: Workload) -> Iterator[_Candidate]:
@@ -184,8 +210,19 @@ def _storage_changes(load: Workload) -> Iterator[_Candidate]:
         after = replace(load, storage_s=load.memory_read_s)
         yield _Candidate("memory", "read the set into memory first, it fits", after)
     elif load.storage_s:
-        text = f"a faster disk{', or memory for the set' * load.faster_from_memory}"
-        yield _Candidate("disk", text, replace(load, storage_s=0.0))
+        yield _Candidate("disk", _other_storage(load), replace(load, storage_s=0.0))
+    if load.limit_hides_memory and load.faster_from_memory:
+        text = "raise the container's memory limit, so that the set stays cached"
+        yield _Candidate("memory limit", text, replace(load, storage_s=load.memory_read_s))
+    if load.remote and load.reads_wait_to_begin:
+        text = "more and larger reads at a time (NFS: nconnect, rsize; FUSE: max_background, max_read)"
+        yield _Candidate("reads", text, replace(load, storage_s=load.bandwidth_s))
+
+
+def _other_storage(load: Workload) -> str:
+    if load.remote:
+        return "copy the set to a local disk"
+    return f"a faster disk{', or memory for the set' * load.faster_from_memory}"
 
 
 def _resource_changes(load: Workload) -> Iterator[_Candidate]:
@@ -197,18 +234,47 @@ def _resource_changes(load: Workload) -> Iterator[_Candidate]:
         # `storage_s` is the slowest rank's, since it was measured; the CPU's limit gets the ratio in the model.
         after = replace(load, rank_supplies=(), storage_s=load.storage_s * load.slowest_rank_ratio)
         yield _Candidate("slow rank", text, after)
-    if load.neighbour_cores >= NEIGHBOURS_WORTH_STOPPING:
-        yield _Candidate("neighbours", "stop what else runs on these cores", replace(load, neighbour_cores=0.0))
+    if load.neighbour_cores >= NEIGHBOURS_WORTH_STOPPING and not load.throttled:
+        after = replace(load, neighbour_cores=0.0)
+        if load.crowded:  # then waits are uneven because of the neighbours
+            after = replace(after, uneven_wait_s=0.0)
+        yield _Candidate("neighbours", "stop what else runs on these cores", after)
+    if load.throttled:
+        yield _without_quota(load)
+        return  # more cores do not help below a quota
+    if load.swapping:
+        text = "free memory, or use fewer ranks or a smaller batch"
+        yield _Candidate("swap", text, replace(load, uneven_wait_s=0.0, slower_step_s=0.0))
     lacking = max(1, ceil(load.demand * (load.loader_cpu_s + load.trainer_cpu_s) - load.free_cores))
     after = replace(load, cores=load.cores + lacking, threads=load.threads + lacking)
     threads = ceil(after.threads / load.ranks)
     yield _Candidate("cores", f"{lacking} more core{'s' * (lacking > 1)}, --threads {threads}", after)
 
 
+def _without_quota(load: Workload) -> _Candidate:
+    """All cores of the affinity instead of a quota's. A trainer that used up the quota gets faster as well.
+
+    The job uses up its quota, so neighbours do not limit it yet; they would on the cores that it gains.
+    """
+    cores, threads = load.affinity_cores, ceil(load.affinity_cores / load.ranks) + 1
+    after = replace(load, cores=cores, threads=max(load.threads, threads * load.ranks), uneven_wait_s=0.0)
+    if load.trainer_cores > QUOTA_USED_SHARE * load.cores:
+        after = replace(after, demand=load.demand * cores / load.cores)
+    text = f"raise the container's CPU quota from {load.cores / load.hosts:g} to {cores / load.hosts:g} cores"
+    if load.crowded:
+        text, after = f"{text}, free of other processes", replace(after, neighbour_cores=0.0)
+    return _Candidate("quota", f"{text}, --threads {threads}", after)
+
+
 def advice(load: Workload, cause: Cause, actions: list[Action]) -> str:
     """The line under the verdict: the cause and the first action, or why no action helps. One line, no full stop."""
-    keeps_up = f"the loader supplies {load.supply / load.demand:.1f} times what the trainer consumes"
+    ratio = load.supply / load.demand
+    keeps_up = f"the loader supplies {ratio:.{1 if ratio >= EQUAL_RATIO else 2}f} times what the trainer consumes"
+    if cause.name == "slow launches":
+        return f"{keeps_up}; {cause.name}: launch fewer, larger kernels, or use a host with faster cores"
     if not actions:
+        if cause.name == "none" and ratio < EQUAL_RATIO:
+            return f"{keeps_up}: both are about equally fast, and a faster step alone would wait for the loader"
         if cause.name == "none":
             return f"{keeps_up}: only a faster training step trains faster"
         limit = next(iter(resource_limits(load)))

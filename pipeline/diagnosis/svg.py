@@ -21,7 +21,8 @@ from pipeline.diagnosis.charts import (
     steps_chart,
     throughput_chart,
 )
-from pipeline.diagnosis.findings import Findings, secondary_lines
+from pipeline.diagnosis.findings import Findings
+from pipeline.diagnosis.screen import secondary_lines
 
 MARGIN, GUTTER = 20, 30  # pixels
 COLUMN_WIDTH = (WIDTH - GUTTER) / 2

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipeline.imagenet.devkit import DEVKIT as DEVKIT
 from pipeline.imagenet.devkit import find_devkit, number_of, read_ground_truth, read_synsets
-from pipeline.imagenet.entries import Skipped, ignored_in_path, member_skip_reason, suffix_of
+from pipeline.imagenet.entries import Skipped, ignored_in_path, image_suffixes, member_skip_reason, suffix_of
 from pipeline.imagenet.labels import WNID, LabelledImage, Scan, scan_of
 from pipeline.imagenet.listing import ClassName
 from pipeline.imagenet.parts import Part, Problem, counted
@@ -148,7 +148,7 @@ def _train_scan(path: Path, devkit: Path | None) -> Scan:
             if ignored_in_path(name):
                 skipped.add(str(ignored_in_path(name)), name)
                 continue
-            if why := why_unreadable(Path(name)):
+            if suffix_of(name) not in image_suffixes() and (why := why_unreadable(Path(name))):
                 raise ValueError(f"{path}: holds {name}: {why}")
             is_class_tar = name.endswith(".tar")
             wnid = name.removesuffix(".tar").rpartition("/")[2] if is_class_tar else _wnid_in(name)
@@ -167,6 +167,7 @@ def _val_scan(path: Path, devkit: Path | None) -> Scan:
     """The images of the validation tar, whose classes are in their names or in the devkit's ground truth."""
     skipped = Skipped()
     wnid_of_number = [] if devkit is None else read_ground_truth(devkit)
+    seen: set[int] = set()
 
     def images() -> Iterator[LabelledImage]:
         for name, offset, size in read_members(path):
@@ -178,6 +179,9 @@ def _val_scan(path: Path, devkit: Path | None) -> Scan:
             if wnid is None:
                 last = f"{len(wnid_of_number):08d}"
                 problem = f"holds {name}, expected ILSVRC2012_val_00000001.JPEG to {last}; download it again"
+            elif number in seen:
+                wnid, problem = None, f"holds the number of {name} twice; download it again"
+            seen.add(number or -len(seen))
             yield LabelledImage(name, wnid, path, offset, size, problem)
 
     scan = _not_empty(scan_of(images(), skipped), path)

@@ -159,7 +159,10 @@ def open_source(
     if root.exists() and not root.is_dir():
         raise ValueError(f"{root}: a file, expected the folder that holds it; use {root.parent} as SOURCE")
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; expected one with {expected}")
+        what = "no such folder; expected one"
+        if root.is_symlink():
+            what = f"a link to {os.readlink(root)}, which does not exist; expected a folder"
+        raise ValueError(f"{root}: {what} with {expected}")
     folder, findings = descend(root, columns)
     parts = decide(findings, layout, split, folder)
     if not parts:

@@ -61,10 +61,10 @@ def _unpack(name: str) -> str:
     return f"packed, so its images cannot be read in place; {fix}"
 
 
-def problem_of(split: str, path: Path, always: bool = False) -> Problem | None:
-    """The problem of a file that cannot be read; None for every other file."""
-    why = why_unreadable(path)
-    return None if why is None else Problem("webdataset", split, f"{path}: {why}", always)
+def problem_of(split: str, path: Path, always: bool = False, other: str | None = None) -> Problem | None:
+    """The problem of a file that cannot be read; None for every other file. `other` is a split that can be read."""
+    why, without = why_unreadable(path), f", or use --split {other}" if other else ""
+    return None if why is None else Problem("webdataset", split, f"{path}: {why}{without}", always)
 
 
 def unreadable_in(folder: Path) -> Iterator[Path]:
@@ -86,4 +86,5 @@ def find_unreadable(root: Path, findings: Findings) -> None:
             if split in SPLITS and given.get(str(split), "webdataset") in ("webdataset", "parquet"):
                 beside_tars = given.get(str(split)) is not None and ".tar" in path.name.lower()
                 if split not in given or beside_tars or UNFINISHED.fullmatch(path.name):
-                    findings.add(problem_of(str(split), path, always=str(split) in given))
+                    other = next((name for name in given if name != split), None)
+                    findings.add(problem_of(str(split), path, always=str(split) in given, other=other))

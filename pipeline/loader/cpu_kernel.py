@@ -17,8 +17,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compiled import address_as_void_pointer, cfunc, njit
 from pipeline.loader.augment import CROP, Floats
-from pipeline.loader.compiled import address_as_void_pointer, cfunc, njit
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.loader.compiled import address_as_void_pointer, njit
+from pipeline.compiled import address_as_void_pointer, njit
 
 FAULTS = (
     "intact",

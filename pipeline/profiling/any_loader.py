@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Generic, TypeVar, cast
 
@@ -120,19 +122,22 @@ class EndlessLoader(Generic[B]):
         """The next batches."""
         return list(islice(self, number))
 
-    def restart_share(self, batch_s: float) -> float:
+    def restart_share(self, batch_s: float, workers: int = 1) -> float:
         """Share of the loader's time, 0 to 1, that restarts add to its epochs; 0 if no epoch has ended.
 
         Args:
             batch_s: mean seconds of a batch, restarts included.
+            workers: batches that are made at the same time.
         """
         if not self.restarts_s:
             return 0.0
         batches, restart_s = fmean(self.epochs_batches), fmean(self.restarts_s)
         epoch_s = batches * batch_s
-        # The first batch itself takes as long as the others, which share the rest of the epoch.
-        usual_s = max(0.0, epoch_s - restart_s) / (batches - 1) if batches > 1 else 0.0
-        return min(1.0, max(0.0, restart_s - usual_s) / epoch_s)
+        if batches <= workers:  # all are made at once: a restart cannot be told from the work
+            return 0.0
+        # While the first batch is made, so are those of all other workers; they share the rest of the epoch.
+        usual_s = max(0.0, epoch_s - restart_s) / (batches - workers)
+        return min(1.0, max(0.0, restart_s - workers * usual_s) / epoch_s)
 
 
 @dataclass(frozen=True)
@@ -143,39 +148,65 @@ class ProcessCpu:
         pid: its number.
         name: its name.
         cpu_s: CPU seconds, user and system.
+        delay_s: seconds for which its main thread had to wait for a core; None if the kernel does not say.
     """
 
     pid: int
     name: str
     cpu_s: float
+    delay_s: float | None = None
+
+    def since(self, before: ProcessCpu | None) -> ProcessCpu:
+        """What was used since an earlier reading of the same process; None if there was none."""
+        if before is None:
+            return self
+        known = self.delay_s is not None and before.delay_s is not None
+        delay_s = (self.delay_s or 0.0) - (before.delay_s or 0.0) if known else None
+        return replace(self, cpu_s=self.cpu_s - before.cpu_s, delay_s=delay_s)
 
 
-class ChildProcesses:
-    """CPU time of the children of this process, from now on."""
+class ProcessWatch:
+    """CPU time of this process and its children, from now on."""
 
     def __init__(self) -> None:
-        self._before = {use.pid: use.cpu_s for use in _children()}
+        self._own, self._before = _reading(psutil.Process()), {use.pid: use for use in _children()}
         self._ended_s = _ended_children_s()
 
-    def used(self) -> list[ProcessCpu]:
-        """The children that have used CPU time since, and what those used that have ended, as process 0."""
-        uses = [ProcessCpu(use.pid, use.name, use.cpu_s - self._before.get(use.pid, 0.0)) for use in _children()]
+    def own(self) -> ProcessCpu:
+        """What this process has used."""
+        return _reading(psutil.Process()).since(self._own)
+
+    def children(self) -> list[ProcessCpu]:
+        """The children that have used CPU time, and what those used that have ended, as process 0."""
+        uses = [use.since(self._before.get(use.pid)) for use in _children()]
         living = {use.pid for use in uses}
         # The system counts a child's whole time when the child ends, also what it had used before.
-        before_s = sum(seconds for pid, seconds in self._before.items() if pid not in living)
+        before_s = sum(use.cpu_s for pid, use in self._before.items() if pid not in living)
         ended_s = max(0.0, _ended_children_s() - self._ended_s - before_s)
         return [use for use in [*uses, ProcessCpu(0, "processes that have ended", ended_s)] if use.cpu_s > 0]
+
+
+def delay_ratio(uses: Iterable[ProcessCpu]) -> float | None:
+    """Seconds that processes waited for a core for each of their CPU seconds; None if the kernel does not say."""
+    known = [(use.delay_s, use.cpu_s) for use in uses if use.delay_s is not None]
+    cpu_s = sum(seconds for _, seconds in known)
+    return sum(delay_s for delay_s, _ in known) / cpu_s if cpu_s > 0 else None
 
 
 def _children() -> list[ProcessCpu]:
     found = []
     for child in psutil.Process().children(recursive=True):
-        try:
-            times = child.cpu_times()
-            found.append(ProcessCpu(child.pid, child.name(), times.user + times.system))
-        except psutil.Error:
-            continue  # it ended after it was listed
+        with suppress(psutil.Error):  # it ended after it was listed
+            found.append(_reading(child))
     return found
+
+
+def _reading(process: psutil.Process) -> ProcessCpu:
+    times = process.cpu_times()
+    delay_s = None
+    with suppress(OSError, IndexError, ValueError):  # only Linux counts it: CPU time, waiting time, time slices
+        delay_s = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
+    return ProcessCpu(process.pid, process.name(), times.user + times.system, delay_s)
 
 
 def _ended_children_s() -> float:

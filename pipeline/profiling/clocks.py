@@ -7,10 +7,17 @@ microsecond a step, so a whole run can keep it on.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
+
+from pipeline.profiling.run_marks import RunMarks
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,28 @@ class StepClocks:
     wait comes from the host, which launched the next step late (callback, logging, reading a loss back). A wait without
     a gap is free.
 
+    Args:
+        marks: reads CPU use and pressure now and then; None for short loops.
+
     Attributes:
         images: images of the counted steps.
         waits_s: seconds that each counted step waited for its batch.
         steps_s: seconds of each counted training step, on the host.
+        loops_s: seconds of each counted step from the end of the one before it.
+        sizes: images of each counted step.
+        epochs: for each epoch but the first, the number of counted steps before it.
+        pauses_s: seconds of each pause between steps (validation, checkpoint), by name. No other figure has them.
+        marks: see the argument.
         first_wait_s: the wait for the very first batch; None before the first step.
         edge_waits_s: the waits for the first batch of each later epoch; they are in `waits_s` as well.
         device_gaps_s: seconds that the GPU had no step to work on, between two steps.
         device_steps_s: seconds of the GPU's own time for the step after each of these gaps.
     """
 
-    def __init__(self) -> None:
-        self.images, self.waits_s, self.steps_s, self._loops_s = 0, list[float](), list[float](), list[float]()
+    def __init__(self, marks: RunMarks | None = None) -> None:
+        self.images, self.waits_s, self.steps_s, self.loops_s = 0, list[float](), list[float](), list[float]()
+        self.sizes, self.epochs, self.pauses_s = list[int](), list[int](), dict[str, list[float]]()
+        self.marks, self._elapsed_s = marks, 0.0
         self.first_wait_s: float | None = None
         self.edge_waits_s = list[float]()
         self.device_gaps_s, self.device_steps_s = list[float](), list[float]()
@@ -85,13 +102,36 @@ class StepClocks:
         """
         if self.first_wait_s is None:
             self.first_wait_s = wait_s
-            return
-        if edge:
-            self.edge_waits_s.append(wait_s)
-        self.images += images
-        self.waits_s.append(wait_s)
-        self.steps_s.append(step_s)
-        self._loops_s.append(loop_s)
+        else:
+            if edge:
+                self.edge_waits_s.append(wait_s)
+                self.epochs.append(self.steps)
+            self.images += images
+            self.sizes.append(images)
+            self.waits_s.append(wait_s)
+            self.steps_s.append(step_s)
+            self.loops_s.append(loop_s)
+            self._elapsed_s += loop_s
+        if self.marks is not None:
+            self.marks.after_step(self.steps, self._elapsed_s)
+
+    def paused(self, name: str, work: Callable[P, T]) -> Callable[P, T]:
+        """`work`, with each call counted as a pause of this name."""
+
+        @wraps(work)
+        def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+            began_s = time.perf_counter()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self.pauses_s.setdefault(name, []).append(time.perf_counter() - began_s)
+
+        return timed
+
+    def finish(self) -> None:
+        """Reads CPU use and pressure for the last time, before anything else is measured."""
+        if self.marks is not None and self.steps:
+            self.marks.read(self.steps)
 
     def add_device(self, gap_s: float | None, step_s: float, steps: int = 1) -> None:
         """Adds a step by the GPU's clock and the gap before it. A step without a gap, as the first, is not counted.
@@ -130,7 +170,7 @@ class StepClocks:
 
     def total(self) -> LoopTotals:
         """The sums over all counted steps."""
-        return LoopTotals(self.images, sum(self.waits_s), sum(self.steps_s), sum(self._loops_s))
+        return LoopTotals(self.images, sum(self.waits_s), sum(self.steps_s), sum(self.loops_s))
 
 
 def clock_cost_s(steps: int = 2000) -> float:

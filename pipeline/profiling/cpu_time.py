@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from pipeline.host import Pressure, PressureMark, affinity, pressure_mark
 
 GROUPS = ("loader", "main", "others")
 DALI_PREFIX = "[DALI]"
@@ -35,12 +37,14 @@ class CpuUse:
         groups_s: CPU seconds of this process, by group of threads.
         rest_of_job_s: of the job's other processes on this host: children and, under torchrun, the other ranks.
         neighbours_s: of all processes that do not belong to the job.
+        pressure: what the kernel counted meanwhile.
     """
 
     wall_s: float
     groups_s: dict[str, float]
     rest_of_job_s: float
     neighbours_s: float
+    pressure: Pressure = field(default_factory=Pressure)
 
     @property
     def own_s(self) -> float:
@@ -59,6 +63,7 @@ class CpuUse:
             groups_s,
             self.rest_of_job_s + other.rest_of_job_s,
             self.neighbours_s + other.neighbours_s,
+            self.pressure + other.pressure,
         )
 
 
@@ -72,6 +77,7 @@ class CpuMark:
         own_s: CPU seconds of this process and of its DataLoader's worker processes.
         rest_of_job_s: CPU seconds of the job's other processes on this host.
         machine_s: CPU seconds of everything that ran on the cores that this process may use.
+        pressure: the kernel's counters; None if they were not read.
     """
 
     at_s: float
@@ -79,6 +85,7 @@ class CpuMark:
     own_s: float
     rest_of_job_s: float
     machine_s: float
+    pressure: PressureMark | None = None
 
     def until(self, later: CpuMark) -> CpuUse:
         """What was used between this mark and a later one. Threads that ended in between count as "others"."""
@@ -90,7 +97,8 @@ class CpuMark:
         rest_of_job_s = max(0.0, later.rest_of_job_s - self.rest_of_job_s)
         machine_s = later.machine_s - self.machine_s
         neighbours_s = max(0.0, machine_s - own_s - rest_of_job_s)
-        return CpuUse(later.at_s - self.at_s, groups_s, rest_of_job_s, neighbours_s)
+        pressure = self.pressure.until(later.pressure) if self.pressure and later.pressure else Pressure()
+        return CpuUse(later.at_s - self.at_s, groups_s, rest_of_job_s, neighbours_s, pressure)
 
 
 def cpu_mark() -> CpuMark:
@@ -117,9 +125,10 @@ def cpu_mark() -> CpuMark:
         else:
             rest_of_job_s += times.user + times.system
     # Guest time is part of user time. Steal is what the hypervisor gave to other machines, so it counts as used.
-    usable = [every_core[core] for core in os.sched_getaffinity(0) if core < len(every_core)]
+    usable = [every_core[core] for core in affinity() if core < len(every_core)]
     machine_s = sum(getattr(core, state, 0.0) for core in usable for state in USED_CPU_STATES)
-    return CpuMark(time.perf_counter(), threads_s, own.user + own.system + workers_s, rest_of_job_s, machine_s)
+    own_s = own.user + own.system + workers_s
+    return CpuMark(time.perf_counter(), threads_s, own_s, rest_of_job_s, machine_s, pressure_mark())
 
 
 def _rest_of_job(process: psutil.Process) -> list[psutil.Process]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from pipeline.host import read_host
 
 
 def describe_machine() -> dict[str, Any]:
@@ -18,11 +19,12 @@ def describe_machine() -> dict[str, Any]:
         `cores` that this process may use, `cores_of_machine` in all, `cpu` model, `ram_bytes`, `system` (kernel) and
         `gpus`.
     """
+    host = read_host()
     return {
-        "cores": len(os.sched_getaffinity(0)),
-        "cores_of_machine": os.cpu_count(),
+        "cores": host.cores,
+        "cores_of_machine": host.machine_cores,
         "cpu": cpu_model_name(),
-        "ram_bytes": psutil.virtual_memory().total,
+        "ram_bytes": host.machine_bytes,
         "system": f"{platform.system()} {platform.release()}",
         "gpus": describe_gpus(),
     }
@@ -48,6 +50,6 @@ def cpu_model_name() -> str:
 
 
 def memory_use() -> dict[str, int]:
-    """Memory now, in bytes: `resident` and `shared` of this process (mapped files are shared), `available` in all."""
+    """Memory now, in bytes: `resident` and `shared` of this process (mapped files are shared), `available` to it."""
     own = psutil.Process().memory_info()
-    return {"resident": own.rss, "shared": own.shared, "available": psutil.virtual_memory().available}
+    return {"resident": own.rss, "shared": own.shared, "available": read_host().available_bytes}

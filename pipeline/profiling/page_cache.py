@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 _mincore = ctypes.CDLL(None, use_errno=True).mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
@@ -28,18 +29,36 @@ def cached_share(paths: Iterable[Path]) -> float:
     """
     pages = cached = 0
     for path in paths:
-        if path.stat().st_uid != os.geteuid() and not os.access(path, os.W_OK, effective_ids=True):
-            raise ValueError(
-                f"{path}: the kernel shows what is cached only to the file's owner or a user who may write it;"
-                " run as one of them"
-            )
-        resident = _resident(path)
+        resident = resident_pages(path)
         pages, cached = pages + len(resident), cached + int(resident.sum())
     return cached / pages if pages else 1.0
 
 
-def _resident(path: Path) -> np.ndarray:
-    """Whether each page of the file is in memory: uint8 (pages,) of 0 and 1. It reads nothing of the file."""
+def cached_share_of_parts(path: Path, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[int, int]:
+    """Pages of these parts of a file: how many are in memory, and how many there are. A page of two parts counts twice.
+
+    Args:
+        path: the file, which the caller owns or may write.
+        offsets: (N,) first byte of each part.
+        sizes: (N,) bytes of each part, at least 1.
+    """
+    cached_before = np.concatenate([[0], np.cumsum(resident_pages(path), dtype=np.int64)])
+    first, end = offsets // mmap.PAGESIZE, (offsets + sizes - 1) // mmap.PAGESIZE + 1
+    return int((cached_before[end] - cached_before[first]).sum()), int((end - first).sum())
+
+
+def resident_pages(path: Path) -> NDArray[np.uint8]:
+    """Whether each page of the file is in memory: (pages,) of 0 and 1. It reads nothing of the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: see `cached_share`.
+    """
+    if path.stat().st_uid != os.geteuid() and not os.access(path, os.W_OK, effective_ids=True):
+        raise ValueError(
+            f"{path}: the kernel shows what is cached only to the file's owner or a user who may write it;"
+            " run as one of them"
+        )
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
@@ -51,7 +70,8 @@ def _resident(path: Path) -> np.ndarray:
             del view  # a mapping that an array refers to cannot be closed
         if failed:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
-    return resident & 1  # mincore reserves the other bits
+    resident &= 1  # mincore reserves the other bits
+    return resident
 
 
 def drop_cache(paths: Iterable[Path]) -> None:

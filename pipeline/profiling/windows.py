@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from math import ceil
+from statistics import median
 from typing import Generic, TypeVar
 
 from pipeline.profiling.clocks import LoopTotals, StepTiming
@@ -111,6 +112,9 @@ class WindowMeasurements:
         replay_cpu: CPU use in the windows of replayed batches.
         real_cpu: CPU use in the windows of real steps.
         asynchronous: whether the trainer only launched its steps.
+        launch_s: median seconds of a replayed step before which the device had no work: on an asynchronous device, the
+            host's time to launch a step.
+        images_of_step: images of a replayed batch, over all ranks.
     """
 
     rounds: tuple[WindowRound, ...]
@@ -120,6 +124,8 @@ class WindowMeasurements:
     replay_cpu: CpuUse
     real_cpu: CpuUse
     asynchronous: bool = False
+    launch_s: float = 0.0
+    images_of_step: int = 0
 
     @property
     def demand(self) -> float:
@@ -172,7 +178,7 @@ def measure_windows(
     """Measures the loader alone, steps on replayed batches, and steps on what the loader gives, in turn.
 
     Args:
-        loader: gives batches, endlessly.
+        loader: gives batches without end.
         trainer: what trains on them.
         replayed: batches that are trained on again and again, to measure the demand.
         seconds: approximate length of a window.
@@ -200,9 +206,10 @@ def measure_windows(
         progress(1)
     last_steps = tuple(steps[-MAX_TIMELINE_STEPS:])
     loader_cpu, replay_cpu, real_cpu = (bench.windows.use(name) for name in ("loader", "replay", "real"))
-    return WindowMeasurements(
+    found = WindowMeasurements(
         tuple(done), last_steps, first_wait_s, loader_cpu, replay_cpu, real_cpu, trainer.asynchronous
     )
+    return replace(found, launch_s=median(bench.launches_s), images_of_step=trainer.size(replayed[0]))
 
 
 def measure_supply(
@@ -235,7 +242,10 @@ def measure_demand(
 
 @dataclass(frozen=True)
 class _Bench(Generic[B]):
-    """Loader and trainer, and what can be done with so many batches of them."""
+    """Loader and trainer, and what can be done with so many batches of them.
+
+    `launches_s` collects the seconds of the first step of each loop of replayed batches.
+    """
 
     loader: Iterator[B]
     trainer: TrainerUnderTest[B]
@@ -243,6 +253,7 @@ class _Bench(Generic[B]):
     windows: PacedWindows
     group: Group
     clock: Callable[[], float]
+    launches_s: list[float] = field(default_factory=list)
 
     def round(self, discard: int) -> tuple[WindowRound, list[StepTiming]]:
         """Takes the three windows of a round; returns them, and the real steps."""
@@ -271,9 +282,11 @@ class _Bench(Generic[B]):
 
     def replay(self, batches: int) -> int:
         """Trains on the replayed batches; returns their images."""
-        images = 0
+        images, began_s = 0, self.clock()
         for batch in islice(cycle(self.replayed), batches):
             self.trainer.step(batch)
+            if not images:
+                self.launches_s.append(self.clock() - began_s)
             images += self.trainer.size(batch)
         self.trainer.settle()
         return images

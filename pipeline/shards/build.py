@@ -117,8 +117,9 @@ def repair_split(
 def plan(listing: Listing, settings: ShardSettings, folder: Path) -> Iterator[ShardJob]:
     """The jobs that write `listing` into `folder`. Images are in an order drawn from the seed."""
     order = epoch_order(len(listing.items), settings.seed, epoch=0)
-    for number, start in enumerate(range(0, len(order), settings.shard_samples)):
-        items = listing.items.take(order[start : start + settings.shard_samples])
+    size = settings.samples_per_shard(len(order))
+    for number, start in enumerate(range(0, len(order), size)):
+        items = listing.items.take(order[start : start + size])
         yield ShardJob(folder, f"{listing.split}-{number:06d}", items, settings.resize)
 
 
@@ -166,7 +167,8 @@ class _SplitBuild:
     @cached_property
     def inputs(self) -> dict[str, Any]:
         """What decides the bytes, as the manifest records it: all settings, library versions, and the source."""
-        numbers = {"seed": self.settings.seed, "shard_samples": self.settings.shard_samples}
+        size = self.settings.samples_per_shard(len(self.listing.items))
+        numbers = {"seed": self.settings.seed, "shard_samples": size}
         settings = {**asdict(self.settings.resize), **numbers, "versions": library_versions()}
         return {"settings": settings, "source": self.listing.record()}
 
@@ -236,6 +238,8 @@ class _SplitBuild:
         found = read_record(path)
         if found.get("source") == SOURCE_MAY_CHANGE:
             found["source"] = self.inputs["source"]
+            if self.settings.shard_samples is None:  # another number of images may have another default
+                found["settings"]["shard_samples"] = self.inputs["settings"]["shard_samples"]
             self._remove_surplus_shards()
         if difference := difference_of(found, self.inputs):
             raise ValueError(
@@ -277,7 +281,8 @@ class _SplitBuild:
 
     def _remove_surplus_shards(self) -> None:
         """Removes shards of an earlier plan for a source with more images."""
-        shards = -(-len(self.listing.items) // self.settings.shard_samples)
+        images = len(self.listing.items)
+        shards = -(-images // self.settings.samples_per_shard(images))
         for path in self.work.glob(f"{self.listing.split}-*"):
             number = path.stem.rpartition("-")[2]
             if number.isdigit() and int(number) >= shards:

@@ -13,7 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline.files import published
 from pipeline.imagenet.item_reader import ItemReader
@@ -66,6 +65,8 @@ class ShardResult:
 
 def run_job(job: ShardJob) -> ShardResult:
     """Writes one shard and then its journal entry. Runs in a worker."""
+    import torch  # here, because the process that plans and publishes does not need it
+
     torch.set_num_threads(1)  # there is a worker per core; more threads would take time from the other workers
     started_s = time.perf_counter()
     samples, quarantined, spent = _transcode_items(job)

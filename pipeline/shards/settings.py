@@ -11,6 +11,11 @@ STORED_SHAPES = ("short-side", "square")
 FILTERS = ("lanczos", "bicubic", "area")
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 
+# The default number of images per shard is the largest power of two that gives MIN_SHARDS shards, within these limits.
+MAX_SHARD_SAMPLES = 1024  # the 2012 files held 1024 images each (convdata_jpeg.py)
+MIN_SHARD_SAMPLES = 16  # a shard is flushed to disk three times; with fewer images that would take longer than they do
+MIN_SHARDS = 48  # three shards for each of 16 workers, so that a small set keeps them all busy
+
 
 @dataclass(frozen=True)
 class ResizeSettings:
@@ -59,7 +64,7 @@ class ShardSettings:
     Attributes:
         resize: How each image is stored.
         seed: Seed of the order in which samples are written.
-        shard_samples: Images per shard. The 2012 files held 1024 images each (convdata_jpeg.py).
+        shard_samples: Images per shard; None: chosen by `samples_per_shard`.
 
     Raises:
         ValueError: `shard_samples` is below 1.
@@ -67,8 +72,17 @@ class ShardSettings:
 
     resize: ResizeSettings = field(default_factory=ResizeSettings)
     seed: int = 2012
-    shard_samples: int = 1024
+    shard_samples: int | None = None
 
     def __post_init__(self) -> None:
-        if self.shard_samples < 1:
+        if self.shard_samples is not None and self.shard_samples < 1:
             raise ValueError(f"{self.shard_samples} samples per shard, expected at least 1")
+
+    def samples_per_shard(self, images: int) -> int:
+        """The number of images per shard of a split. It depends on the split, never on the number of workers."""
+        if self.shard_samples is not None:
+            return self.shard_samples
+        size = MAX_SHARD_SAMPLES
+        while size > MIN_SHARD_SAMPLES and size * MIN_SHARDS > images:
+            size //= 2
+        return size

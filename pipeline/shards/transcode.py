@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from io import BytesIO
 
 import numpy as np
 import PIL
 import simplejpeg
-import torch
 from PIL import Image, UnidentifiedImageError, features
 
 from pipeline.imagenet.entries import FORMATS
@@ -220,6 +220,8 @@ def resize(pixels: np.ndarray, settings: ResizeSettings) -> np.ndarray:
 
 def _scaled(pixels: np.ndarray, size: tuple[int, int], filter: str) -> np.ndarray:
     if filter in ("bicubic", "lanczos"):  # the same kernels as Pillow's, in a sixth of the time
+        import torch  # takes most of a second, which a process that does not resize saves
+
         # With these strides torch sees channels_last input and gives channels_last output. From any other view it
         # gives planar output, and converting that back takes as long as the resize itself.
         nchw = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
@@ -244,5 +246,5 @@ def library_versions() -> dict[str, str]:
         "pillow": PIL.__version__,
         "libjpeg_turbo": str(turbo),
         "simplejpeg": simplejpeg.__version__,
-        "torch": torch.__version__.partition("+")[0],
+        "torch": version("torch").partition("+")[0],
     }

@@ -167,6 +167,12 @@ def test_folders_with_other_names_are_left_alone(saved: Path, name: str):
     assert sorted(path.name for path in folder.iterdir()) == sorted([name, "step-000000002"])
 
 
+def test_a_file_with_the_name_of_a_temporary_folder_is_left_alone(saved: Path):
+    (saved.parent / ".step-000000009.tmp").write_text("of the user")
+    checkpoint.prune(saved.parent, 1)
+    assert (saved.parent / ".step-000000009.tmp").is_file()
+
+
 def test_a_validation_changes_the_state_only(saved: Path):
     before = (saved / checkpoint.WEIGHTS).stat().st_ino
     checkpoint.update_state(saved, replace(STATE, val_error=0.5))

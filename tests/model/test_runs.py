@@ -75,7 +75,10 @@ def test_a_line_that_did_not_fit_on_the_disk_is_written_later(tmp_path: Path):
 CONFIG = {"must_match": {"batch": 128}, "may_change": {"lr_scale": 1.0}}
 
 
-@pytest.mark.parametrize("text", ['{"must_match": {"ba', "", "{}", "[]", "\0\0\0", '{"must_match": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ['{"must_match": {"ba', "", "{}", "[]", "\0\0\0", '{"must_match": 3}', '{"must_match": {}, "may_change": 3}'],
+)
 def test_a_damaged_config_is_refused_with_its_name(tmp_path: Path, text: str):
     RunFolder(tmp_path).begin(CONFIG, resume=False)
     (tmp_path / "config.json").write_text(text)
@@ -158,6 +161,15 @@ def test_a_second_training_in_a_run_folder_is_refused(tmp_path: Path):
     with RunLock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*run.lock'"), RunLock(tmp_path / "run.lock"):
+        pass
 
 
 @pytest.mark.parametrize("age_s", [0, 2 * run_lock.STALE_S])

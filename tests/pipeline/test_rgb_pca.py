@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from pipeline import rgb_pca
-from pipeline.rgb_pca import check, eigenbasis_of, load, load_for, measure, moments_of, save
+from pipeline.rgb_pca import check, eigenbasis_of, load, load_for, map_samples, measure, moments_of, save
 from pipeline.shards.reader import ShardSet
-from pipeline.workers import IN_PROCESS, ignore, workers_of
+from pipeline.workers import IN_PROCESS, Workers, ignore, workers_of
 
 
 def random_images(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -47,6 +47,25 @@ def test_any_grouping_gives_the_same_bits():
         parts = moments_of(made[:cut]) + moments_of(made[cut:])
         for name in ("sums", "products", "image_sums", "pixels", "images"):
             np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize(("images", "height", "width"), [(1, 256, 17_000), (1, 300, 257), (600, 256, 256)])
+def test_sums_of_white_images_are_exact(images: int, height: int, width: int):
+    """The largest sums that exist: more pixels in an image, and more images, than their narrow integers can hold."""
+    white, values = np.full((height, width, 3), 255, np.uint8), images * height * width
+    assert height * width * 3 > rgb_pca.LANES * rgb_pca.MAX_PRODUCTS_IN_UINT32 or width < 17_000
+    assert images > 2 * rgb_pca.MAX_IMAGES_IN_UINT16 or images == 1
+    moments = moments_of(white for _ in range(images))
+    assert (moments.sums == 255 * values).all() and (moments.products == 255**2 * values).all()
+    assert (moments.image_sums == 255 * images).all()
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_a_small_set_has_jobs_for_all_workers(workers: int, train_shards: ShardSet):
+    """Together the jobs have every sample once."""
+    parts = list(map_samples(lambda folder, manifest_sha256, ids: ids, train_shards, Workers(None, workers)))
+    assert len(parts) >= 2 * workers
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(len(train_shards)))
 
 
 def test_a_known_covariance_is_recovered():

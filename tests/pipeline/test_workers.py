@@ -17,6 +17,7 @@ import pytest
 from pipeline.workers import IN_PROCESS, JOBS_PER_WORKER, Workers, workers_of
 
 NUMBERS = list(range(23))
+ROOT = Path(__file__).parents[2]
 
 
 def square(number: int) -> int:
@@ -92,12 +93,23 @@ def test_workers_end_with_a_caller_that_is_killed(tmp_path: Path):
     )
     (tmp_path / "tests_pid.py").write_text("import os\ndef of(number): return os.getpid()\n")
     (tmp_path / "caller.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     done = subprocess.run([sys.executable, tmp_path / "caller.py"], env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     for pid in set(done.stdout.split()):
         with suppress(psutil.NoSuchProcess):
             psutil.Process(int(pid)).wait(timeout=60)
+
+
+def test_large_modules_are_imported_without_garbage_collection():
+    """They are kept out of later collections, and collection goes on afterwards."""
+    script = (
+        "import gc, sys; from pipeline.workers import import_quickly\n"
+        "import_quickly('sched'); print('sched' in sys.modules, gc.isenabled(), gc.get_freeze_count() > 0)\n"
+        "gc.unfreeze(); import_quickly('sched'); print(gc.get_freeze_count())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True True True\n0\n", done.stderr
 
 
 @pytest.mark.parametrize("count", [0, -1])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +20,15 @@ import numpy as np
 from nvidia.dali import fn
 from PIL import Image
 
+from pipeline.host import whole_cores
 from pipeline.loader import graphs
 from pipeline.loader.augment import STORED
-from pipeline.shards.format import Sample
-from pipeline.shards.reader import ShardSet
+from pipeline.shards.format import Sample, ShardRecord
+from pipeline.shards.reader import ShardSet, open_shards
+from pipeline.shards.writer import mark_hashed
 from tests.support import shard_fixtures
 
-CORES = len(os.sched_getaffinity(0))
+CORES = whole_cores()
 READ_AHEAD_BATCHES = 4  # that the loader asks the kernel to read before it needs them
 SAMPLES_OF_A_SHARD = 128
 LARGE_IMAGES = 256
@@ -76,10 +83,23 @@ while True:
 
 
 @contextmanager
-def noisy_neighbours() -> Iterator[None]:
+def noisy_neighbours(per_core: int = 1) -> Iterator[None]:
     """Other processes use every core. They are not children of this process, and end when a pipe closes."""
+    with _processes(per_core * CORES):
+        yield
+
+
+@contextmanager
+def other_process() -> Iterator[None]:
+    """One other process uses a core, and no more."""
+    with _processes(1):
+        yield
+
+
+@contextmanager
+def _processes(number: int) -> Iterator[None]:
     ours, theirs = os.pipe()[::-1]
-    for _ in range(CORES):
+    for _ in range(number):
         command = ["sh", "-c", '"$0" -c "$1" &', sys.executable, BURN.format(theirs)]
         subprocess.run(command, pass_fds=[theirs], check=True)
     os.close(theirs)
@@ -114,6 +134,36 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, all_cores)
+
+
+def copied_set(source: Path, folder: Path, copies: int) -> Path:
+    """The set in `source`, so many times one after another, in files of their own. Returns `folder`."""
+    shards = open_shards(source)
+    if (folder / "manifest.json").is_file():
+        return folder
+    folder.mkdir(parents=True)
+    records, rows = list[ShardRecord](), list[np.ndarray]()
+    for _ in range(copies):
+        for number, record in enumerate(shards.manifest.shards):
+            name = f"train-{len(records):06d}.tar"
+            shutil.copyfile(source / record.name, folder / name)
+            mark_hashed(folder / name)
+            part = shards.index[shards.index["shard"] == number].copy()
+            part["shard"] = len(records)
+            records.append(replace(record, name=name))
+            rows.append(part)
+    shutil.copyfile(source / "mean_image.npy", folder / "mean_image.npy")
+    index = BytesIO()
+    np.save(index, np.concatenate(rows))
+    (folder / "index.npy").write_bytes(index.getvalue())
+    hashed = hashlib.sha256(index.getvalue()).hexdigest()
+    samples = sum(map(len, rows))
+    manifest = replace(shards.manifest, samples=samples, shards=tuple(records), index_sha256=hashed).to_json().encode()
+    (folder / "manifest.json").write_bytes(manifest)
+    basis = json.loads((source / "eigenbasis.json").read_text())
+    basis["manifest_sha256"] = hashlib.sha256(manifest).hexdigest()
+    (folder / "eigenbasis.json").write_text(json.dumps(basis))
+    return folder
 
 
 def large_images(folder: Path) -> ShardSet:

@@ -26,9 +26,11 @@ from model.parallel.exchange import TowerExchange, step_bytes
 from model.parallel.half_batches import whole_batches
 from model.parallel.mesh import RankLayout
 from model.parallel.ranks import Ranks, start
+from model.precision import autocast
 from model.recipe import SOURCE2012, Recipe, learning_rates
 from model.shapes import NetSpec
-from model.trainer import Hooks, LoopSettings, Trainer, autocast, train_step
+from model.train_step import train_step
+from model.trainer import Hooks, LoopSettings, Trainer
 
 SMALL = NetSpec(classes=5, width=0.05)
 # At the recipe's own learning rates a change of the last bit of one starting weight grows to 4e-4 of the loss in these
@@ -115,9 +117,13 @@ def parts(ranks: Ranks, epoch: int = 0, step: int = 0, batch: int = BATCH) -> It
 
 
 def make(
-    ranks: Ranks, spec: NetSpec = SMALL, recipe: Recipe = SOURCE2012
+    ranks: Ranks,
+    spec: NetSpec = SMALL,
+    recipe: Recipe = SOURCE2012,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> tuple[AlexNet, Momentum2012, TowerExchange]:
-    model = AlexNet(spec, recipe, ranks.place.towers, seed=3).to(ranks.device)
+    model = AlexNet(spec, recipe, ranks.place.towers, seed=3).to(ranks.device, dtype, memory_format=layout)
     optimizer = Momentum2012(model.named_parameters(), recipe, learning_rates(recipe, 0, EPOCHS))
     return model, optimizer, TowerExchange(ranks, model)
 
@@ -128,12 +134,15 @@ def first_step(
     batch: int = BATCH,
     precision: str = "float32",
     recipe: Recipe = SOURCE2012,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> dict[str, Any]:
     """One step with dropout: images and labels of this rank's rows, logits, loss, gradients, and bytes sent."""
-    model, optimizer, towers = make(ranks, spec, recipe)
+    model, optimizer, towers = make(ranks, spec, recipe, dtype=dtype, layout=layout)
     draws = DropoutDraws(SEED, 0, ranks.place.first_row(batch), batch)
     ranks.sent.clear()
-    (rows,) = whole_batches(iter([part(global_batch(0, 0, batch), ranks)]), ranks)
+    own = part(global_batch(0, 0, batch), ranks)
+    (rows,) = whole_batches(iter([replace(own, images=own.images.to(dtype))]), ranks)
     with torch.no_grad(), autocast(ranks.device, precision):
         logits = model.train()(rows.images, draws, towers)
     sent = {"images": ranks.sent["images"]} if ranks.place.is_pair else {}
@@ -190,10 +199,8 @@ def ignore(*_: object) -> None:
 
 def in_double(ranks: Ranks) -> list[float]:
     """Losses at the recipe's learning rates in float64, where rounding cannot explain a difference."""
-    model, optimizer, towers = make(ranks)
-    model, losses = model.double(), []
-    for velocities in optimizer.state.values():
-        velocities["velocity"] = velocities["velocity"].double()
+    model, optimizer, towers = make(ranks, dtype=torch.float64)
+    losses = []
     for step in range(DOUBLE_STEPS):
         batch = part(global_batch(0, step, DOUBLE_BATCH), ranks)
         (rows,) = whole_batches(iter([replace(batch, images=batch.images.double())]), ranks)
@@ -218,9 +225,9 @@ def close_early(ranks: Ranks) -> bool:
 
 
 def on_gpu(ranks: Ranks) -> dict[str, Any]:
-    """A step on GPUs, or on one GPU that two ranks share, moved to the CPU."""
-    torch.backends.cudnn.allow_tf32 = False
-    step = first_step(ranks)
+    """A step in float64 on GPUs, or on one GPU that two ranks share, moved to the CPU; bytes are those of float32."""
+    sizes = {name: first_step(ranks)[name] for name in ("sent", "calculated")}
+    step = first_step(ranks, dtype=torch.float64) | sizes
     on_cpu = {name: step[name].cpu() for name in ("images", "labels")}
     gradients = {name: gradient.cpu() for name, gradient in step["gradients"].items()}
     logits = None if step["logits"] is None else step["logits"].cpu()
@@ -278,6 +285,7 @@ def as_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
         "small": first_step(ranks),
         "full": first_step(ranks, NetSpec(), 2),
         "bfloat16": first_step(ranks, precision="bfloat16"),
+        "channels last": first_step(ranks, layout=torch.channels_last),
         "double": in_double(ranks),
         "closed early": close_early(ranks),
         "stall report": stall_report(ranks, shards, folder.with_name("stall report")),
@@ -296,4 +304,5 @@ def as_data_pair(ranks: Ranks, folder: Path, shards: Path) -> dict[str, Any]:
     """What two ranks do that hold both towers each."""
     report = stall_report(ranks, shards, folder.with_name("stall report, slow rank"), SLOW_S)
     one_tower = first_step(ranks, recipe=changed(SOURCE2012, ["one-tower"]))
-    return {"small": first_step(ranks), "stall report": report, "one tower": one_tower}
+    last = first_step(ranks, layout=torch.channels_last)
+    return {"small": first_step(ranks), "channels last": last, "stall report": report, "one tower": one_tower}

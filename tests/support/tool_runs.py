@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -20,6 +21,7 @@ Done = subprocess.CompletedProcess[str]
 
 def tool(name: str, *args: object) -> Done:
     """Runs tools/NAME.py in this process, as `python tools/NAME.py` would."""
+    handler = signal.getsignal(signal.SIGINT)  # the tool may set another
     argv = [str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
     out, err, code = io.StringIO(), io.StringIO(), 0
     with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
@@ -27,6 +29,8 @@ def tool(name: str, *args: object) -> Done:
             runpy.run_path(argv[0], run_name="__main__")
         except SystemExit as ended:
             code = int(ended.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, handler)
     return Done(argv, code, out.getvalue(), err.getvalue())
 
 

@@ -1,16 +1,20 @@
-"""tools/bench_loader.py and tools/bench_towers.py on a tiny sample: their tables, judgements and files."""
+"""tools/bench_*.py on a tiny sample: their tables, judgements and files."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model.parallel.ranks import SINGLE_RANK
 from model.shapes import NetSpec
+from pipeline.shards.settings import ResizeSettings
+from tests.support.shard_fixtures import drawn_jpeg
 from tests.support.tool_runs import TINY, printed, tool
 from tools import bench_towers
+from tools.shared import pca_benchmark, pillow_loop
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +52,36 @@ def test_tuned_settings_reach_training(end_to_end: Path, tmp_path: Path):
     printed(tool("train", shards, *run, "--tuned", tuned))
     loader = json.loads((tmp_path / "t" / "config.json").read_text())["loader"]
     assert {name: loader[name] for name in settings} == settings
+
+
+def test_bench_pca_compares_passes_with_the_same_result(
+    end_to_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A pass with another result is an error."""
+    args = [end_to_end / "shards" / "train", "--workers", 1, "--seconds", 0.01, "--rounds", 2]
+    out = printed(tool("bench_pca", *args, "--json", tmp_path / "b.json"))
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert "results are identical" in out and set(found["ratios"]) == set(found["throughput"]) - {"compute_pca"}
+    pass_of = pca_benchmark.pillow_moments
+    monkeypatch.setattr(pca_benchmark, "pillow_moments", lambda *given: replace(pass_of(*given), pixels=1))
+    printed(tool("bench_pca", *args), code=1)
+
+
+def test_bench_sharding_compares_whole_runs(tmp_path: Path):
+    """With more images than photographs, which are repeated; the Pillow loop makes images as make_shards does."""
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(drawn_jpeg(number, 300, 280))
+    out = printed(tool("bench_sharding", tmp_path / "photos", "--images", 3, "--rounds", 1, "--json", tmp_path / "j"))
+    assert "3 images, 2 of them different" in out
+    runs = json.loads((tmp_path / "j").read_text())["runs"]
+    assert {"make_shards", "compute_pca", "Pillow loop"} <= set(runs)
+    settings = ResizeSettings()
+    assert (
+        settings.short_side,
+        settings.quality,
+        settings.subsampling,
+    ) == (pillow_loop.SHORT_SIDE, pillow_loop.QUALITY, pillow_loop.SUBSAMPLING)
 
 
 def test_bench_towers_splits_a_step_into_its_parts():

@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 
 from model import transfer
 from model.parallel.mesh import RankLayout
-from model.trainer import PRECISIONS
+from model.recipe import LRN_FORMS, PRECISIONS
 from pipeline.loader.order import Order
 from pipeline.loader.settings import Library, OnBadSample
 from tests.support.tool_runs import ENVIRONMENT, ROOT, printed, tool
@@ -65,6 +65,7 @@ def test_bench_startup_measures_every_tool(
 def test_the_choices_of_options_are_those_of_the_library():
     """They are written out in the parser, because the modules that define them import torch."""
     assert train.PRECISIONS == PRECISIONS
+    assert train.LRN_FORMS == LRN_FORMS
     assert get_args(Order) == train.ORDERS
     assert get_args(OnBadSample) == train.ON_BAD_SAMPLE
     assert get_args(Library) == train.LOADERS == evaluate.LOADERS
@@ -142,7 +143,7 @@ def test_as_many_workers_as_are_asked_for():
     parser = cli.parser_of("")
     cli.add_workers(parser)
     with pytest.raises(ValueError, match=r"^--workers 0: expected at least 1$"):
-        cli.chosen_workers(parser.parse_args(["--workers", "0"]), "json")
+        cli.chosen_workers(parser.parse_args(["--workers", "0"]), "json").__enter__()
     with cli.chosen_workers(parser.parse_args(["--workers", "1"]), "json") as workers:
         assert workers.count == 1
     assert "usage: " in printed(tool("run_all", "--help"))

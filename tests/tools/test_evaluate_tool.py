@@ -17,6 +17,7 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from model.class_scores import ClassScores
+from tests.support.checkpoints import save_untrained
 from tests.support.tool_runs import ENVIRONMENT, ROOT, printed, tool
 from tools import evaluate
 from tools.shared import confusion_figure
@@ -55,6 +56,20 @@ def test_an_ensemble_scores_the_mean_of_the_probabilities(end_to_end: Path, tmp_
     fitted = scored(end_to_end, tmp_path / "f.json", *paths, "--fit-weights", train)
     assert fitted["ensemble"]["fitted_to"] == str(train) and fitted["checkpoints"] == found["checkpoints"]
     assert len(fitted["ensemble"]["weights"]) == 2
+
+
+def test_networks_of_other_widths_and_means_are_scored_as_if_alone(end_to_end: Path, tmp_path: Path):
+    """In one pass, each with its own mean image."""
+    train, paths = end_to_end / "shards" / "train", [checkpoints(end_to_end)[-1]]
+    for steps, width, brighter in ((7, 0.1, 0.0), (8, 0.05, 30.0)):
+        paths.append(tmp_path / f"step-00000000{steps}")
+        save_untrained(paths[-1], train, width, brighter)
+    together = scored(end_to_end, tmp_path / "s.json", *paths, "--force")["checkpoints"]
+    for path in paths:
+        alone = scored(end_to_end, tmp_path / "a.json", path, "--force")["checkpoints"][str(path)]
+        assert together[str(path)] == alone
+    refused = tool("evaluate", end_to_end / "shards" / "val", *paths, "--device", "cpu")
+    assert refused.returncode == 2 and "step-000000008: trained with the mean" in refused.stderr
 
 
 def test_fitting_to_the_scored_images_is_said(end_to_end: Path):
@@ -109,12 +124,12 @@ def test_a_thousand_classes_are_drawn_as_groups_of_confused_neighbours():
 
 
 @pytest.mark.slow
-def test_two_ranks_score_as_one(end_to_end: Path, tmp_path: Path):
-    """Every sample is scored exactly once: the same hits, and the loss up to rounding. Three ranks need no pairs."""
+def test_three_ranks_score_as_one(end_to_end: Path, tmp_path: Path):
+    """Every sample is scored exactly once: the same hits, and the loss up to rounding. Ranks need no pairs."""
     paths, out = checkpoints(end_to_end), tmp_path / "three.json"
-    one = scored(end_to_end, tmp_path / "one.json", *paths, "--views", 10, "--batch", 50)
+    one = scored(end_to_end, tmp_path / "one.json", *paths, "--batch", 5)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "tools/evaluate.py"]
-    options = ["--views", "10", "--batch", "50", "--device", "cpu", "--json", str(out)]
+    options = ["--batch", "5", "--device", "cpu", "--json", str(out)]
     command = [*torchrun, str(end_to_end / "shards" / "val"), *map(str, paths), *options]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

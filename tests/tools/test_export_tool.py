@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference import exported
-from inference.classifier import Classifier
-from inference.image_files import stored_pixels
 from tests.support.shard_fixtures import drawn_jpeg
 from tests.support.tool_runs import printed, tool
+from tools.shared import exported
+from tools.shared.classifier import Classifier
+from tools.shared.image_files import stored_pixels
 
 
 @pytest.fixture

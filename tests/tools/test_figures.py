@@ -15,11 +15,12 @@ from pipeline.rgb_pca import load_for
 from pipeline.shards.reader import open_shards
 from pipeline.shards.settings import ResizeSettings
 from tests.support.tool_runs import printed, tool
-from tools.shared.figures.augmentations import augmented, stored_pixels
+from tools.shared.figures.augmentations import augmented
 from tools.shared.figures.curves import SMOOTHED_POINTS, series
 from tools.shared.figures.kernels import kernel_sheet
 from tools.shared.figures.predictions import nearest
 from tools.shared.figures.relu_tanh import curves_of
+from tools.shared.image_files import stored_pixels
 
 pytest.importorskip("matplotlib")
 

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 
 from model.dropout import DropoutDraws
 from model.parallel.ranks import SINGLE_RANK, Ranks
+from model.recipe import PRECISIONS_OF
 from model.step_profile import KINDS, REST, step_shares
-from model.trainer import PRECISIONS, train_step, wait_for
+from model.train_step import train_step
+from model.trainer import wait_for
 from pipeline import rgb_pca
 from pipeline.profiling.machine import describe_gpus
 from tests.support.rank_jobs import global_batch, make, part
@@ -68,7 +70,7 @@ def test_the_checks_run_small_on_the_cpu(check: Check, folder: Path):
     for stored in ("short-side", "square"):
         assert len(checks["supply"][stored]) == len(scale.hw_decoder_loads) + len(scale.threads)
         assert all(throughput["img_s"] > 0 for throughput in checks["supply"][stored].values())
-    for precision in PRECISIONS:
+    for precision in PRECISIONS_OF["cpu"]:
         assert len(checks["demand"][f"batch {scale.replay_batches[0]}, {precision}"]) == scale.rounds
     assert record["versions"]["torch"] == torch.__version__ and record["device"] == "cpu"
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.checkpoint_data import resize_settings
-from inference.classifier import Classifier
 from model.checkpoint import load_data
 from pipeline.shards.reader import open_shards
 from tests.support.shard_fixtures import drawn_jpeg
 from tests.support.tool_runs import printed, tool
+from tools.shared.checkpoint_data import resize_settings
+from tools.shared.classifier import Classifier
 
 
 @pytest.fixture

@@ -93,6 +93,14 @@ def test_no_whole_checkpoint_is_an_error(run: Path, end_to_end: Path):
     assert done.stderr.count("velocities.safetensors: missing") == 2
 
 
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(run: Path, end_to_end: Path):
+    shutil.rmtree(run / "checkpoints")
+    done = tool("train", *arguments(end_to_end, run, "--resume"))
+    printed(done)
+    assert "no checkpoint, though the run has taken steps; training begins again at step 0" in done.stderr
+    assert losses(run) == losses(end_to_end / "a")
+
+
 def test_a_second_start_of_a_run_is_refused(run: Path, end_to_end: Path):
     with RunLock(run / "run.lock"):
         done = tool("train", *arguments(end_to_end, run, "--resume"))

@@ -13,7 +13,7 @@ import pytest
 
 from model import checkpoint
 from tests.support.rank_tools import TINY, ended, losses, wait_for_step
-from tests.support.tool_runs import ENVIRONMENT, ROOT
+from tests.support.tool_runs import ENVIRONMENT, ROOT, tool
 from tools import run_all
 from tools.run_all import RunAllSettings
 from tools.shared import rank_choice
@@ -80,6 +80,49 @@ def test_a_setting_that_is_no_number_is_named(setting: str):
     name, value = setting.split("=")
     with pytest.raises(ValueError, match=rf"^{re.escape(setting)}: expected a "):
         RunAllSettings.of({name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("--epoch 3", r"unrecognized arguments: --epoch 3; python tools/train.py --help lists the options"),
+        ("--width wide", r"argument --width: invalid float value: 'wide'; python"),
+        ("--batch 0", r"--batch 0: expected at least 1$"),
+        ("--epochs 3 --steps 4", r"argument --steps: not allowed with argument --epochs; python"),
+        ("--precision 'float32", r"--precision 'float32: No closing quotation$"),
+    ],
+)
+def test_a_wrong_train_option_is_found_before_any_work(
+    options: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is drawn, sharded or written."""
+    for name, value in {"DATA": tmp_path / "data", "RUNS": tmp_path / "runs", "TRAIN_OPTIONS": options}.items():
+        monkeypatch.setenv(name, str(value))
+    done = tool("run_all", "train")
+    assert done.returncode == 2 and re.search(rf"^run_all.py: TRAIN_OPTIONS[:=] ?{line}", done.stderr.strip()), (
+        done.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_usual_train_options_are_accepted():
+    for environment in ({}, {"IMAGENET": "/imagenet"}):
+        run_all.check_train_options(RunAllSettings.of(environment))
+
+
+def test_the_same_command_continues_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`make train` after Ctrl-C: training is always started with --resume, which starts a run that is not there."""
+    called: list[list[str]] = []
+
+    class Recorder:
+        def run(self, *args: object, ranks: int) -> int:
+            called.append([str(arg) for arg in args])
+            return 0
+
+    monkeypatch.setattr(run_all, "gpus_announced", lambda: False)
+    settings = RunAllSettings.of({"DATA": str(tmp_path), "RUNS": "r", "RUN": "n"})
+    assert run_all.run_stage("train", settings, Recorder()) == 0  # type: ignore[arg-type]
+    assert "--runs r --run-name n --resume" in " ".join(called[0])
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -14,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from model import checkpoint
-from tests.support.tool_runs import ENVIRONMENT, ROOT, TINY, losses, printed, start, tool
+from pipeline.shards.reader import ShardSet
+from tests.support.tool_runs import ENVIRONMENT, ROOT, TINY, losses, metrics, printed, start, tool
 from tools.shared import stop_signals, training_run
+from tools.shared.run_output import logged
+from tools.shared.training_run import TrainingRun
 
 
 def wait_for(path: Path, text: str, process: subprocess.Popen[str]) -> None:
@@ -50,6 +54,25 @@ def test_ctrl_c_and_a_closed_terminal_save(number: signal.Signals, code: int, en
     assert not (run / "run.lock").exists()
 
 
+def test_ctrl_c_in_a_validation_saves_the_epoch(end_to_end: Path, monkeypatch: pytest.MonkeyPatch):
+    """The epoch is saved, and the validation is made, once, when the run is resumed."""
+    run, scores = end_to_end / "in_validation", TrainingRun._scores
+    args = [*arguments(end_to_end, run.name), "--val", end_to_end / "shards" / "val", "--stall-seconds", 0]
+
+    def press(self: TrainingRun, val: ShardSet) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return scores(self, val)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_scores", press)
+        stopped = tool("train", *args)
+    assert "stopped after optimizer step 5; continue with: " in printed(stopped, code=130)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000005"]
+    printed(tool("train", *args, "--resume"))
+    assert losses(run) == losses(end_to_end / "a")
+    assert [line["step"] for line in metrics(run) if "val_loss" in line] == [5, 10]
+
+
 def test_a_signal_in_the_report_keeps_the_training_and_resuming_makes_the_report(end_to_end: Path):
     run, args = end_to_end / "in_report", arguments(end_to_end, "in_report")
     process = start("train", *args, "--stall-seconds", 60)
@@ -70,6 +93,15 @@ def test_a_report_that_fails_does_not_change_the_exit_code(end_to_end: Path, mon
     done = tool("train", *arguments(end_to_end, "no_report"))
     assert "run folder:" in printed(done)
     assert "warning: the stall report could not be made (stall.json: No space left on device)" in done.stderr
+
+
+@pytest.mark.parametrize("number", stop_signals.SIGNALS)
+def test_every_signal_is_recorded_and_the_handlers_come_back(number: signal.Signals):
+    before = signal.getsignal(number)
+    with stop_signals.StopSignals() as signals:
+        os.kill(os.getpid(), number)
+        assert signals.requested == number
+    assert signal.getsignal(number) == before
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -97,7 +129,7 @@ def test_under_torchrun_every_stop_ends_with_0(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["tools/train.py", "a b", "--resume-from", "x", "--steps", "3"])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     codes = {number: stop_signals.exit_code(number) for number in stop_signals.SIGNALS}
-    assert codes == {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
+    assert codes == {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
     assert stop_signals.resume_command() == "python tools/train.py 'a b' --steps 3 --resume"
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -119,6 +151,41 @@ def test_training_goes_on_when_the_screen_fails(end_to_end: Path):
     assert losses(run) == losses(end_to_end / "a")
     log = (run / "train.log").read_text()
     assert "recipe     source2012" in log and "verdict" in log and f"run folder: {run}" in log
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_on_a_full_disk_never_raises(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Text that fills its buffer, and a flush. The log has every line."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, name, full)
+        with logged(tmp_path / "train.log"):
+            for number in range(3):
+                print("x" * 10_000, number, file=getattr(sys, name), flush=True)
+    assert [line[-2:] for line in (tmp_path / "train.log").read_text().splitlines()] == [" 0", " 1", " 2"]
+
+
+def test_a_screen_that_cannot_show_a_character_shows_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """PYTHONIOENCODING=ascii and a run name with an accent."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    with logged(tmp_path / "train.log"):
+        print("run folder: r\u00fcn")
+        print("and more")
+    assert screen.buffer.getvalue() == b"run folder: r\\xfcn\nand more\n"  # type: ignore[attr-defined]
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "run folder: r\u00fcn\nand more\n"
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path: Path):
+    command = f"cd {tmp_path}; rmdir {tmp_path}; exec {sys.executable} {ROOT}/tools/train.py nowhere"
+    done = subprocess.run(["sh", "-c", command], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("train.py: the working folder was removed; change"), done
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", ">/dev/full 2>&1", "2>&-"])
+def test_the_exit_code_does_not_depend_on_the_screen(streams: str):
+    """A mistake that cannot be shown still gives 2, and not the code of a failed print."""
+    command = f"exec {sys.executable} {ROOT}/tools/train.py nowhere --batch 0 {streams}"
+    assert subprocess.run(["sh", "-c", command], env=ENVIRONMENT, stdout=subprocess.DEVNULL).returncode == 2
 
 
 def test_training_goes_on_without_standard_streams(end_to_end: Path):

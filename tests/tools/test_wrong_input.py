@@ -150,6 +150,16 @@ WRONG: dict[str, tuple[Callable[[Folders], Command], str]] = {
     "time that is no number": (lambda f: train(f, "--stall-seconds", "nan"), r"--stall-seconds nan: expected at least"),
     "negative batch": (lambda f: ["evaluate", f.val, f.tmp, "--batch", -5], r"--batch -5: expected at least 1$"),
     "JSON is a folder": (lambda f: ["evaluate", f.val, f.tmp, "--json", f.tmp], r"argument --json: .*is a folder"),
+    "run name that leaves the folder": (
+        lambda f: train(f, "--run-name", "../a"),
+        r"--run-name '../a': expected a folder",
+    ),
+    "absolute run name": (lambda f: train(f, "--run-name", "/a"), r"--run-name '/a': expected a folder in --runs"),
+    "empty run name": (lambda f: train(f, "--run-name", ""), r"--run-name '': expected a folder in --runs"),
+    "run name of two lines": (
+        lambda f: train(f, "--run-name", "a\nb"),
+        r"--run-name 'a.nb': expected a folder in --runs",
+    ),
     "no checkpoint to resume from": (
         lambda f: train(f, "--resume-from", f.tmp / "step-000000001"),
         r"no checkpoint here \(no state.json\)",
@@ -174,6 +184,10 @@ WRONG: dict[str, tuple[Callable[[Folders], Command], str]] = {
     "confusion of another kind": (
         lambda f: ["evaluate", f.val, f.tmp, "--confusion", f.tmp / "c.pdf"],
         r"--confusion .*c.pdf: expected a name that ends with .svg or .png$",
+    ),
+    "file to resume from": (
+        lambda f: train(f, "--resume-from", f.made / "a/checkpoints/step-000000010/weights.safetensors"),
+        r"weights.safetensors: no checkpoint here \(no state.json\)",
     ),
     "zero threads": (lambda f: bench_loader(f, "--threads", 0), r"threads.* 0.*at least 1"),
     "zero demand": (lambda f: bench_loader(f, "--demand", 0), r"demand.* 0.*above 0"),

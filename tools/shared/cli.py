@@ -14,13 +14,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from tqdm import tqdm
+
+from pipeline.host import whole_cores
+from tools.shared import ctrl_c
 
 if TYPE_CHECKING:
     from pipeline.workers import Workers
@@ -47,15 +50,43 @@ def run(main: Callable[[], int]) -> NoReturn:
     tool = Path(sys.argv[0]).name
     _open_standard_streams()
     try:
+        _require_working_folder()
         sys.exit(main())
     except (ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):
             raise
-        print(f"{tool}: {one_line(error)}", file=sys.stderr)
+        _say_last(f"{tool}: {one_line(error)}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{tool}: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+        _say_last(ctrl_c.line().rstrip("\n"))
+        sys.exit(ctrl_c.EXIT_CODE)
+
+
+def _require_working_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:  # torch could not be loaded, and its message would name another file
+        raise ValueError("the working folder was removed; change to another one (cd) and run this again") from error
+
+
+def _say_last(line: str) -> None:
+    """Prints a line on stderr. If that fails (closed, full disk), the exit code still says what happened."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        discard(sys.stderr)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        discard(sys.stdout)
+
+
+def discard(stream: TextIO) -> None:
+    """Connects a stream that cannot be written to /dev/null: what it has buffered would fail again when Python ends."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def _open_standard_streams() -> None:
@@ -180,12 +211,21 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", metavar="URL", help="use the Dask scheduler at URL (tcp://host:8786) instead")
 
 
-def chosen_workers(args: argparse.Namespace, preload: str) -> AbstractContextManager[Workers]:
-    """Returns the workers that the options of `add_workers` choose.
+def preload_workers(args: argparse.Namespace, *modules: str) -> None:
+    """Lets several local worker processes import `modules` already now, while this process prepares their work."""
+    from pipeline.workers import start_fork_server
+
+    if _several_local(args):
+        start_fork_server(*modules)
+
+
+@contextmanager
+def chosen_workers(args: argparse.Namespace, *preload: str) -> Iterator[Workers]:
+    """Starts the workers that the options of `add_workers` choose, and stops them after the block.
 
     Args:
         args: parsed arguments.
-        preload: module that every worker process imports when it starts.
+        preload: modules that every worker imports before its first job; the same as those of `preload_workers`.
 
     Raises:
         ValueError: `--workers` is below 1.
@@ -193,12 +233,21 @@ def chosen_workers(args: argparse.Namespace, preload: str) -> AbstractContextMan
     from pipeline.workers import workers_of  # starts process pools: only a tool that works needs it
 
     require_at_least(1, workers=args.workers)
-    return workers_of(args.workers, preload, args.engine)
+    # One worker is this process, and those of a cluster are not its own: then Ctrl-C may end this process at once.
+    with (
+        ctrl_c.Raising() if _several_local(args) else nullcontext(),
+        workers_of(args.workers, *preload, engine=args.engine) as workers,
+    ):
+        yield workers
+
+
+def _several_local(args: argparse.Namespace) -> bool:
+    return args.engine is None and args.workers > 1
 
 
 def cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Returns how many cores this process may use, rounded up."""
+    return whole_cores()
 
 
 def json_path(text: str) -> Path:

@@ -24,7 +24,7 @@ from pipeline.files import write_atomically
 MOST_ROWS = 40
 LISTED_PAIRS = 20
 CELL, MARGIN, LABELS, LINE = 22, 16, 300, 18  # pixels: a cell, the margin, the row labels, a line of text
-TEXT, SMALL = 12, 9  # pixels
+TEXT, SMALL, LETTER = 12, 9, 7  # pixels: two sizes of text, the width of a letter
 LONGEST_NAME = 34  # characters
 INK, GREY, WHITE, DARK = (34, 34, 34), (110, 110, 110), (255, 255, 255), (16, 66, 130)
 Colour = tuple[int, int, int]
@@ -92,8 +92,10 @@ def layout(
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     left, top = MARGIN + LABELS, MARGIN + 4 * LINE
     what = "class" if single else "group of classes"
-    head = f"row: right {what}; column: {what} with the highest probability; number: percent of the row's images"
+    head = f"row: right {what}; column: most probable {what}; number: percent of the row's images"
     shapes: list[Box | Label] = [Label(MARGIN, MARGIN + LINE // 2, title)]
+    if not single:
+        head += ", on the diagonal with errors within the group"
     shapes.append(Label(MARGIN, MARGIN + 3 * LINE // 2, head, fill=GREY))
     for number, members in enumerate(groups):
         middle = top + number * CELL + CELL // 2
@@ -108,7 +110,8 @@ def layout(
     bottom = top + len(groups) * CELL + LINE
     for line, note in enumerate(notes):
         shapes.append(Label(MARGIN, bottom + line * LINE + LINE // 2, note, fill=INK if line == 0 else GREY))
-    width = max(left + len(groups) * CELL, MARGIN + 620) + MARGIN
+    longest = max(len(shape.text) for shape in shapes if isinstance(shape, Label))
+    width = max(left + len(groups) * CELL, MARGIN + longest * LETTER) + MARGIN
     return shapes, width, bottom + len(notes) * LINE + MARGIN
 
 

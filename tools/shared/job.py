@@ -13,10 +13,11 @@ import torch
 from model import checkpoint
 from model.changes import changed
 from model.parallel.half_batches import swaps_crops
-from model.parallel.ranks import Ranks, cores_here, first_here, ranks_here
+from model.parallel.ranks import Ranks, cores_of_rank, first_here, ranks_here
 from model.recipe import Recipe, lighting_noise, recipe
 from model.runs import CONFIG, RunFolder
 from model.shapes import NetSpec
+from model.step_options import check_step
 from model.trainer import LoopSettings
 from model.transfer import check_source, with_frozen
 from pipeline import rgb_pca
@@ -27,7 +28,7 @@ from pipeline.loader.order import local_batch, steps_per_epoch
 from pipeline.loader.settings import Device, LoaderSettings, check_decoder, check_device, check_library, default_threads
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet, open_shards
-from tools.shared.cli import Progress
+from tools.shared.cli import Progress, cores
 from tools.shared.provenance import git_commit, launch, library_versions
 
 MOST_THREADS = 8  # of one rank's loader; DALI advises 4 to 8 for one GPU
@@ -101,7 +102,12 @@ class Job:
                 "train_manifest_sha256": self.shards.manifest_sha256,
                 "eigenvalues": self.basis.eigenvalues.tolist(),
             },
-            "may_change": {"lr_scale": lr_scale, "val_set": self.val.manifest_sha256 if self.val else None},
+            "may_change": {
+                "lr_scale": lr_scale,
+                "val_set": self.val.manifest_sha256 if self.val else None,
+                "lrn": self.loop.lrn,
+                "cuda_graph": self.loop.cuda_graph,
+            },
             "loader": asdict(self.loader),
             "train": str(self.shards.folder),
             "val": str(self.val.folder) if self.val else None,
@@ -121,13 +127,8 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
     """
     check_device(device)
     check_library(args.loader)
-    rules = replace(changed(recipe(args.recipe), args.change), learning_rate_scale=args.lr_scale)
-    if args.freeze:
-        rules = with_frozen(rules, args.freeze)
-    if rules.structure == "one-tower" and ranks.place.is_pair:
-        raise ValueError("one tower cannot be divided between the ranks of a pair; add --layout data")
-    if rules.plateau is not None and args.val is None:
-        raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
+    check_step(ranks.device, args.precision, args.lrn, args.cuda_graph, ranks.place.world)
+    rules = _recipe(args, ranks)
     if args.resume_from and ranks.first and (faults := checkpoint.faults(args.resume_from)):
         raise ValueError("; ".join(faults))
     if args.init_from and not (args.runs / args.run_name / CONFIG).is_file():  # a resumed run does not read it
@@ -145,7 +146,17 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         recipe=rules,
         spec=spec,
         loader=loader,
-        loop=LoopSettings(epochs, steps, args.seed, args.log_every, args.precision, args.steps, args.save_every),
+        loop=LoopSettings(
+            epochs,
+            steps,
+            args.seed,
+            args.log_every,
+            args.precision,
+            args.steps,
+            args.save_every,
+            args.lrn,
+            args.cuda_graph,
+        ),
         folder=RunFolder(args.runs / args.run_name),
         stall_s=args.stall_seconds,
         hang_s=args.hang_seconds,
@@ -154,6 +165,17 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         init_from=(args.init_from, args.init_layers) if args.init_from else None,
         tensorboard=args.tensorboard,
     )
+
+
+def _recipe(args: argparse.Namespace, ranks: Ranks) -> Recipe:
+    rules = replace(changed(recipe(args.recipe), args.change), learning_rate_scale=args.lr_scale)
+    if args.freeze:
+        rules = with_frozen(rules, args.freeze)
+    if rules.structure == "one-tower" and ranks.place.is_pair:
+        raise ValueError("one tower cannot be divided between the ranks of a pair; add --layout data")
+    if rules.plateau is not None and args.val is None:
+        raise ValueError(f"recipe {rules.name} lowers its learning rates by the validation error; add --val SHARDS")
+    return rules
 
 
 def _open_both(args: argparse.Namespace) -> tuple[ShardSet, ShardSet | None]:
@@ -201,7 +223,7 @@ def decoding(loader: LoaderSettings, ranks: int) -> dict[str, Any]:
 
 def default_loader_threads() -> int:
     """Returns the loader's default number of threads for this rank's share of the machine's cores."""
-    return default_threads() if ranks_here() == 1 else min(MOST_THREADS, cores_here() + 1)
+    return default_threads() if ranks_here() == 1 else min(MOST_THREADS, cores_of_rank(cores()) + 1)
 
 
 def first_epoch_without_noise(rules: Recipe, epochs: int) -> int:

@@ -62,7 +62,7 @@ def card(job: Job, state: TrainState, metrics: list[dict[str, Any]]) -> str:
         "## Use",
         "",
         "```python",
-        "from inference.classifier import Classifier",
+        "from tools.shared.classifier import Classifier",
         "",
         f'classifier = Classifier.load("{last}")',
         'print(classifier.classify(["photo.jpg"])[0])',
@@ -106,7 +106,8 @@ def _scores(job: Job, metrics: list[dict[str, Any]], last: Path) -> list[str]:
     by_step = {line["step"]: line for line in metrics if "val_top1" in line}
     best = checkpoint.best(job.folder.checkpoints)
     rows = []
-    for path, which in ((last, "last"), (best, "best")):
+    shown = {"last and best": last} if best == last else {"last": last, "best": best}
+    for which, path in shown.items():
         line = by_step.get(checkpoint.optimizer_steps_of(path)) if path else None
         if path and line:
             scores = f"{line['val_top1']:.2%} | {line['val_top5']:.2%} | {line['val_loss']:.4f}"

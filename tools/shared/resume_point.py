@@ -25,6 +25,9 @@ def choose_checkpoint(job: Job) -> Path | None:
             raise ValueError(f"{'; '.join(faults)}; no checkpoint is whole: choose another --run-name NAME")
     for line in faults:
         print(f"train.py: warning: {line}", file=sys.stderr)
+    if path is None and job.folder.metrics():
+        found = f"{folder}: no checkpoint, though the run has taken steps; training begins again at step 0"
+        print(f"train.py: warning: {found}", file=sys.stderr)
     if path is not None:
         _set_later_aside(folder, checkpoint.optimizer_steps_of(path), "damaged" if faults else "replaced")
         if faults:

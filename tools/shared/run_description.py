@@ -8,6 +8,7 @@ from model.checkpoint import TrainState
 from model.parallel.exchange import step_bytes
 from model.parallel.half_batches import swaps_crops
 from model.shapes import layer_table
+from model.step_options import describe_step
 from model.transfer import frozen_layers
 from tools.shared.job import Job
 
@@ -21,10 +22,11 @@ def describe(job: Job, state: TrainState) -> str:
         layout = "one tower on each rank of a pair"
     changes = f" with {', '.join(job.recipe.changes)}" if job.recipe.changes else ""
     rules = f"{job.recipe.name}{changes}, learning rates x {job.recipe.learning_rate_scale:g}"
+    how = describe_step(job.loader.device, loop.precision, loop.lrn, loop.cuda_graph)
     lines = [
         f"recipe     {rules}, batch {job.loader.batch}, seed {loop.seed}",
         f"network    {parameters:,} parameters, width {job.spec.width:g}, {job.spec.classes} classes, {layout}",
-        f"device     {job.loader.device}, {loop.precision}, data loader with {_workers(job)}",
+        f"device     {job.loader.device}, {how}, data loader with {_workers(job)}",
         *(_describe_ranks(job) if place.world > 1 else []),
         f"data       {len(job.shards):,} samples, {loop.steps_per_epoch} steps an epoch, epochs: {loop.epochs}",
     ]

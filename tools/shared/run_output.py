@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+from tools.shared.cli import discard
 
 
 class LogFile:
@@ -21,7 +22,7 @@ class LogFile:
     def __init__(self, path: Path | None) -> None:
         self._file: TextIO | None = None
         with suppress(OSError):
-            self._file = path.open("a", buffering=1) if path else None
+            self._file = path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") if path else None
 
     def write(self, line: str) -> None:
         """Appends a line. Lines of a progress bar, which overwrite each other, are left out."""
@@ -75,12 +76,12 @@ class SafeStream(io.TextIOBase):
             return
         try:
             getattr(self._stream, method)(*args)
+        except UnicodeEncodeError as error:  # for example a name with an accent, and a screen that is set to ASCII
+            self._try(
+                method, *(text.encode(error.encoding, "backslashreplace").decode(error.encoding) for text in args)
+            )
         except (OSError, ValueError):  # ValueError: the stream is closed
-            # What the stream has buffered goes to /dev/null: when the interpreter ends, it would fail again.
-            with suppress(OSError, ValueError):
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, self._stream.fileno())
-                os.close(null)
+            discard(self._stream)
             self._stream = None
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.checkpoint_data import eigenbasis_of_checkpoint
 from model.alexnet import AlexNet
 from model.checkpoint import load_data, load_model
 from model.class_scores import ClassScores, ClassTally
@@ -24,6 +23,7 @@ from pipeline.loader.loader import view_loader
 from pipeline.loader.settings import LoaderSettings
 from pipeline.rgb_pca import Eigenbasis, eigenbasis_path
 from pipeline.shards.reader import ShardSet, open_shards
+from tools.shared.checkpoint_data import eigenbasis_of_checkpoint
 from tools.shared.cli import Progress
 
 

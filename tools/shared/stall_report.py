@@ -23,22 +23,30 @@ from model.parallel.exchange import step_bytes
 from model.parallel.half_batches import swaps_crops, whole_batches
 from model.parallel.ranks import Ranks, ranks_here
 from model.runs import STALL, write_atomically
-from model.trainer import Trainer, train_step, wait_for
+from model.trainer import Trainer, wait_for
 from pipeline.diagnosis.accounting import LoaderThroughput
-from pipeline.diagnosis.findings import Findings, build_findings, format_findings
+from pipeline.diagnosis.findings import Findings, build_findings
 from pipeline.diagnosis.html import report_html
+from pipeline.diagnosis.screen import format_findings
 from pipeline.diagnosis.workload import setup_of
+from pipeline.host import read_host
 from pipeline.loader.loader import TrainLoader
-from pipeline.loader.order import local_batch
+from pipeline.loader.order import Ids, local_batch
 from pipeline.loader.settings import LoaderSettings
 from pipeline.profiling.clocks import StepClocks
 from pipeline.profiling.machine import describe_machine, memory_use
-from pipeline.profiling.stages import StageThroughput, measure_stages
+from pipeline.profiling.stages import (
+    StageThroughput,
+    known_cached_share,
+    measure_stages,
+    next_cached_share,
+    next_ids,
+    probe_epoch,
+)
 from pipeline.profiling.throughput import throughput_by_rank
 from pipeline.profiling.windows import TrainerUnderTest, measure_supply, measure_windows
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
-from tools.shared.cli import cores
 from tools.shared.jpeg_engines import with_engines_watched
 
 REPORT = "report.html"
@@ -137,41 +145,50 @@ def say(ranks: Ranks, text: str) -> None:
 
 
 def measure_run(run: Trained, clocks: StepClocks) -> Findings:
-    """Measures supply, demand and both together in turn, and diagnoses them."""
-    ranks, place, group = run.ranks, run.ranks.place, RanksGroup(run.ranks)
-    here, decoding = with_engines_watched(ranks.device, run.loader_settings, partial(local_stages, run))
-    stages = here.over_ranks(group)
-    subject, swapped = trainer_under_test(run.trainer, run.loader_settings.batch), stages.full.img_s
-    discard = run.loader_settings.prefetched_batches + place.is_pair  # swapping halves prefetches one batch more
+    """Measures supply, demand and both together in turn, and diagnoses them.
+
+    The windows go on where the run has stopped, and the stages where the windows have: each reads what the run would
+    have read next, which is as cold as the run would have found it.
+    """
+    clocks.finish()
+    ranks, place, group, settings = run.ranks, run.ranks.place, RanksGroup(run.ranks), run.loader_settings
+    epoch, step = run.trainer.state.epoch, run.trainer.state.step
+    before: dict[str, Any] = {
+        "probe": probe_epoch(run.shards, settings, epoch + 1),
+        "cached_share": known_cached_share(run.shards),
+        "windows_cached_share": next_cached_share(run.shards, settings, epoch, step),
+    }
+    subject, ratio = trainer_under_test(run.trainer, settings.batch), 1.0
+    discard = settings.prefetched_batches + place.is_pair  # swapping halves prefetches one batch more
     with (
         TrainLoader(
-            run.shards,
-            run.basis,
-            run.loader_settings,
-            rank=place.rank,
-            ranks=place.world,
-            crops_only=swaps_crops(ranks),
+            run.shards, run.basis, settings, epoch, step, place.rank, place.world, swaps_crops(ranks)
         ) as loader,
         closing(whole_batches(loader, ranks, finish=loader.finish)) as batches,
     ):
         replayed = [next(batches) for _ in range(REPLAYED_BATCHES)]
-        if place.is_pair:
-            swapped *= swap_ratio(run, loader, batches, subject, discard)
         window_s = run.seconds / run.rounds
         measured = measure_windows(batches, subject, replayed, window_s, discard, run.rounds, group=group)
+        if place.is_pair:
+            ratio = swap_ratio(run, loader, batches, subject, discard)
+        last = next(batches)
+    ids = next_ids(run.shards, settings, last.epoch, last.step + discard)
+    here, decoding = with_engines_watched(ranks.device, settings, partial(local_stages, run, ids))
+    stages = replace(here.over_ranks(group), **before)
     return build_findings(
         stages,
         measured,
-        setup_of(run.shards, run.loader_settings, cores(), place.world, place.world / ranks_here()),
+        setup_of(run.shards, settings, read_host(), place.world, place.world / ranks_here()),
         memory_use(),
         {
             "machine": describe_machine(),
-            "settings": asdict(run.loader_settings),
+            "settings": asdict(settings),
             "manifest_sha256": run.shards.manifest_sha256,
             **decoding,
+            "step": {name: getattr(run.trainer.settings, name) for name in ("precision", "lrn", "cuda_graph")},
         },
         clocks=clocks if clocks.steps else None,  # none if the report of a complete run is made later
-        swapped=swapped,
+        swapped=ratio * stages.full.img_s,
         rank_supplies=[rank.img_s for rank in throughput_by_rank(here.full, group)] if place.world > 1 else (),
     )
 
@@ -192,13 +209,18 @@ def swap_ratio(
     return median(ratios)
 
 
-def local_stages(run: Trained) -> StageThroughput:
-    """The stages of this rank's loader, with its share of the batch. All ranks measure at once, on different images."""
+def local_stages(run: Trained, ids: Ids) -> StageThroughput:
+    """The stages of this rank's loader, with its share of the batch. All ranks measure at once, on different images.
+
+    Args:
+        run: the run.
+        ids: samples to read, of which each rank takes its part.
+    """
     place, settings = run.ranks.place, run.loader_settings
-    seed = (settings.seed + place.rank) % 2**64
-    here = replace(settings, batch=local_batch(settings.batch, place.world), seed=seed)
+    part = run.shards.part(ids[place.rank :: place.world])
+    here = replace(settings, batch=local_batch(settings.batch, place.world))
     window_s = run.seconds / run.stage_rounds
-    return measure_stages(run.shards, run.basis, here, window_s, run.stage_rounds, group=RanksGroup(run.ranks))
+    return measure_stages(part, run.basis, here, window_s, run.stage_rounds, group=RanksGroup(run.ranks))
 
 
 def trainer_under_test(trainer: Trainer, batch: int) -> TrainerUnderTest[Batch]:
@@ -213,8 +235,7 @@ def trainer_under_test(trainer: Trainer, batch: int) -> TrainerUnderTest[Batch]:
 
     def step(rows: Batch) -> None:
         draws = DropoutDraws(0, len(losses), place.first_row(batch), batch)
-        precision = trainer.settings.precision
-        losses.append(train_step(trainer.model, trainer.optimizer, rows, draws, precision, trainer.towers)[0])
+        losses.append(trainer.compute(rows, draws)[0])
 
     def after(rows: Batch) -> None:
         if len(losses) % trainer.settings.log_every == 0:

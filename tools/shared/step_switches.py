@@ -6,6 +6,7 @@ launches.
 
 from __future__ import annotations
 
+import importlib
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +20,15 @@ from torch import nn
 
 from model.alexnet import AlexNet
 from model.batch import Batch
+from model.cuda_graph import CudaGraph, GraphedStep
 from model.dropout import DropoutDraws
 from model.optim import Momentum2012
 from model.parallel.half_batches import PairBatch
+from model.precision import prepare
 from model.recipe import SOURCE2012, learning_rates
-from model.shapes import NetSpec
-from model.trainer import train_step, wait_for
+from model.shapes import TOWERS, NetSpec
+from model.train_step import train_step
+from model.trainer import wait_for
 from pipeline.profiling.windows import TrainerUnderTest, measure_demand
 from tools.shared.operator_counts import count_step
 
@@ -78,12 +82,68 @@ def channels_last(model: nn.Module) -> None:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-# The first variant is what training does without options; the others change one switch of it.
+def triton(model: AlexNet) -> None:
+    """LRN (local response normalisation) in two fused kernels."""
+    model.use_lrn("triton")
+
+
+def fastest(model: AlexNet) -> None:
+    """What `--precision bfloat16 --lrn triton` does to the network."""
+    channels_last(model)
+    triton(model)
+
+
+def graphed(rig: Rig, precision: str = "float32", arrange: Callable[[AlexNet], object] = lambda model: None) -> Step:
+    """A step that is recorded once and replayed; arguments are those of `eager`."""
+    step = GraphedStep(*rig.net(arrange), precision, CudaGraph())
+    return lambda batch: step(batch, DropoutDraws(0, 0))
+
+
+def torchvision_net(subject: Any, precision: str) -> tuple[Any, Any]:
+    """torchvision's network, with the interface of this project's one, and torch's optimizer.
+
+    Args:
+        subject: its `settings.device` is where the network goes.
+        precision: one of `model.recipe.PRECISIONS`.
+    """
+    device = subject.settings.device
+    net = importlib.import_module("torchvision.models").alexnet().to(device)
+    prepare(net, device, precision)
+    net.towers, forward = TOWERS, net.forward
+    net.forward = lambda images, *_: forward(images / 60)  # it expects images with standard deviation 1
+    return net, torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+
+
+class SeparateOperators(Momentum2012):
+    """The optimizer with several operators for each parameter, as on the CPU, instead of one fused kernel."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Changes every parameter by its gradient."""
+        for group in self.param_groups:
+            self._step(group["params"][0], group["lr"], group["momentum"], group["weight_decay"])
+
+
+def separate_optimizer(rig: Rig) -> Step:
+    """A step without the fused kernel of the optimizer."""
+    model, optimizer = rig.net()
+    optimizer.__class__ = SeparateOperators
+    return lambda batch: train_step(model, optimizer, batch, DropoutDraws(0, 0))
+
+
+# The first variant is what training does without options; the others change one switch of it, the last ones several.
 VARIANTS: dict[str, Callable[[Rig], Step]] = {
     "default": eager,
+    "optimizer not fused": separate_optimizer,
     "channels last": partial(eager, arrange=channels_last),
+    "LRN triton": partial(eager, arrange=triton),
+    "CUDA graph": graphed,
+    "tf32": partial(eager, precision="tf32"),
+    "tf32, channels last": partial(eager, precision="tf32", arrange=channels_last),
     "bfloat16": partial(eager, precision="bfloat16"),
     "bfloat16, channels last": partial(eager, precision="bfloat16", arrange=channels_last),
+    "bfloat16, channels last, LRN triton": partial(eager, precision="bfloat16", arrange=fastest),
+    "bfloat16, channels last, LRN triton, CUDA graph": partial(graphed, precision="bfloat16", arrange=fastest),
 }
 
 
@@ -196,13 +256,13 @@ def _timed(device: torch.device, work: Callable[[], object]) -> float:
 
 def format_switches(rows: int, found: dict[str, Any]) -> str:
     """The result as lines of text: a variant a line, the estimate beside the measurement."""
-    lines = [f"batch {rows:<26}{'img/s':>9}{'estimate':>10}{'/ default':>11}{'launches':>10}{'GB':>8}"]
+    lines = [f"batch {rows:<44}{'img/s':>9}{'estimate':>10}{'/ default':>11}{'launches':>10}{'GB':>8}"]
     for name, variant in found["variants"].items():
         if "failed" in variant:
-            lines.append(f"  {name:<30} {variant['failed']}"[:120])
+            lines.append(f"  {name:<48} {variant['failed']}"[:120])
             continue
         lines.append(
-            f"  {name:<30}{median(variant['img_s']):9,.0f}{variant['estimated_img_s']:10,.0f}"
+            f"  {name:<48}{median(variant['img_s']):9,.0f}{variant['estimated_img_s']:10,.0f}"
             f"{variant['over_default']:11.2f}{variant['launches']:10,}{variant['bytes'] / 1e9:8.2f}"
         )
     return "\n".join(lines)

@@ -1,4 +1,8 @@
-"""SIGTERM, Ctrl-C and a closed terminal ask a run to stop; the run then saves and names the command that continues."""
+"""Signals ask a run to stop; the run then saves and names the command that continues.
+
+SIGTERM; SIGUSR1, which batch systems send before a time limit (Slurm: --signal=USR1@60); SIGINT (Ctrl-C); SIGHUP (a
+closed terminal).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+OF_SYSTEMS = (signal.SIGTERM, signal.SIGUSR1)  # they count other exit codes than 0 as failures
 
 
 class StopRequested(BaseException):
@@ -70,10 +75,10 @@ def exit_code(number: int) -> int:
     """The exit code of a run that this signal stopped and that has saved.
 
     Returns:
-        0 for SIGTERM, which asks for nothing else; 128 + number for the others. Always 0 under torchrun, which would
-        count any other code as a failure and start the ranks again.
+        0 for SIGTERM and SIGUSR1, which ask for nothing else; 128 + number for the others. Always 0 under torchrun,
+        which would count any other code as a failure and start the ranks again.
     """
-    return 0 if number == signal.SIGTERM or "TORCHELASTIC_RUN_ID" in os.environ else 128 + number
+    return 0 if number in OF_SYSTEMS or "TORCHELASTIC_RUN_ID" in os.environ else 128 + number
 
 
 def resume_command() -> str:

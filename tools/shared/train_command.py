@@ -18,6 +18,7 @@ from model.run_lock import RunLock
 from model.runs import CONFIG, LOCK, LOG
 from model.trainer import Diverged
 from pipeline.loader.settings import Device
+from tools.shared.cli import cores
 from tools.shared.job import Job, resolve
 from tools.shared.provenance import launch
 from tools.shared.rank_agreement import first_rank_first, is_lost_connection, require_same, require_same_options
@@ -41,7 +42,7 @@ def train_from_arguments(args: argparse.Namespace) -> int:
     try:
         require_same_options(meeting, args)  # first: another --layout would build other process groups
         first_rank_first(meeting, lambda: Place.of(meeting.rank, meeting.world, args.layout))
-        return _train(args, device, start(args.layout, device, timeout_s, meeting))
+        return _train(args, device, start(args.layout, device, timeout_s, meeting, cores()))
     except RuntimeError as error:
         if meeting.world == 1 or not is_lost_connection(error) or os.environ.get("TRACEBACK"):
             raise

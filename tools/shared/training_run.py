@@ -23,12 +23,14 @@ from model.parallel.exchange import TowerExchange, step_bytes
 from model.parallel.half_batches import swaps_crops, whole_batches
 from model.parallel.ranks import no_mark
 from model.parallel.watchdog import Watchdog
+from model.precision import prepare
 from model.recipe import PlateauState, learning_rates
 from model.trainer import Diverged, Hooks, Interrupted, StepTimes, Trainer
 from model.transfer import load_layers, skip_frozen_gradients
 from pipeline.loader.batch import Batch
 from pipeline.loader.loader import view_loader
 from pipeline.profiling.clocks import StepClocks
+from pipeline.profiling.run_marks import RunMarks
 from pipeline.shards.reader import ShardSet
 from tools.shared.chance import ChanceWatch
 from tools.shared.checkpoint_data import data_record
@@ -64,7 +66,7 @@ class TrainingRun:
 
     def __init__(self, job: Job, signals: StopSignals, begin_from: Path | None = None) -> None:
         self.job, self.ranks, self.folder = job, job.ranks, job.folder
-        self.clocks = StepClocks()
+        self.clocks = StepClocks(RunMarks())
         self.saved = self.ranks_apart = False
         self.stopped_by = 0
         self._signals, self._card_failed = signals, False
@@ -72,6 +74,8 @@ class TrainingRun:
         self._chance = ChanceWatch(job.spec.classes)
         self._data = data_record(job.shards.manifest, job.basis) if self.ranks.first else None
         model = AlexNet(job.spec, job.recipe, self.ranks.place.towers, job.loop.seed).to(job.device)
+        prepare(model, job.device.type, job.loop.precision)
+        model.use_lrn(job.loop.lrn)
         optimizer = Momentum2012(model.named_parameters(), job.recipe, learning_rates(job.recipe, 0, job.loop.epochs))
         state = self._restored(model, optimizer, begin_from)
         if self.ranks.place.world == 1:
@@ -182,8 +186,8 @@ class TrainingRun:
         return Hooks(
             on_step=self._on_step,
             on_log=self._on_log,
-            validate=self._validate,
-            save=self._save,
+            validate=self.clocks.paused("validation", self._validate),
+            save=self.clocks.paused("checkpoints", self._save),
             stopped=self._stopped,
             on_device=self._on_device_step,
         )

@@ -10,6 +10,7 @@ import pytest
 from torch.distributed import HashStore
 
 from model.parallel.meeting import Meeting, OtherRankEnded, meet
+from model.parallel.ranks import cores_here, ranks_here
 from tools.shared.rank_agreement import first_rank_first, require_same
 
 
@@ -98,6 +99,20 @@ def test_the_first_value_that_differs_is_named_with_both_hosts():
     assert isinstance(silent, SystemExit) and silent.code == 2
 
 
+@pytest.mark.parametrize(
+    ("rank", "world", "line"),
+    [
+        ("5", "2", "RANK=5, WORLD_SIZE=2: expected a RANK from 0"),
+        ("0", "two", "WORLD_SIZE=two: expected a whole number"),
+    ],
+)
+def test_an_impossible_place_is_named_at_once(rank: str, world: str, line: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ValueError, match=line):
+        meet(60)
+
+
 def test_a_rank_that_stays_alone_says_so(monkeypatch: pytest.MonkeyPatch):
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     for name, value in place.items():
@@ -106,3 +121,8 @@ def test_a_rank_that_stays_alone_says_so(monkeypatch: pytest.MonkeyPatch):
         ValueError, match=r"^rank 0 of 2 did not meet the others at localhost:0 within 0\.1 s; start all"
     ):
         meet(0.1)
+
+
+def test_a_machine_has_at_least_one_rank(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "0")
+    assert ranks_here() == 1 and cores_here() >= 1

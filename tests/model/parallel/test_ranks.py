@@ -160,6 +160,16 @@ def test_one_tower_is_trained_by_several_ranks(results: Results):
     assert all(step["sent"] == step["calculated"] for step in steps)
 
 
+@pytest.mark.parametrize("kind", ["pair", "data pair"])
+def test_weights_with_the_channels_last_give_the_same_step(kind: str, results: Results):
+    """As tensor cores need them: whatever crosses between the ranks has one order. Gradients have that of weights."""
+    steps = [rank["channels last"] for rank in results.ranks[kind]]
+    same_step(steps, first_step(SINGLE_RANK))
+    for step in steps:
+        for layer in ("conv1", "conv2", "conv3", "conv4", "conv5"):
+            assert step["gradients"][f"{layer}.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_bfloat16_crosses_as_bfloat16(results: Results):
     """Counted and calculated bytes are half; a step differs from that of one rank only by rounding."""
     pair, one = [rank["bfloat16"] for rank in results.ranks["pair"]], first_step(SINGLE_RANK, precision="bfloat16")
@@ -186,7 +196,7 @@ def test_places_are_those_of_the_mesh():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_step_on_gpus_is_the_step_on_one(tmp_path: Path):
-    """By NCCL if there are two GPUs, by gloo if two ranks share one."""
+    """In float64. By NCCL if there are two GPUs, by gloo if two ranks share one."""
     (steps,) = run_ranks(tmp_path, 2, Job(on_gpu), device="cuda")
     assert {step["backend"] for step in steps} == {"nccl" if torch.cuda.device_count() > 1 else "gloo"}
     same_step(steps, on_gpu(Ranks(device=torch.device("cuda"))))

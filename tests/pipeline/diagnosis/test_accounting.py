@@ -69,7 +69,7 @@ def test_a_faster_loader_never_makes_the_stall_larger():
 
 
 def test_the_verdict_changes_at_the_threshold():
-    loader = timed(0.1, 2.5, 0.4)
+    loader = timed(0.1, 0.55, 0.4)
     wait_ms = 1 / AU_THRESHOLD - 1
     assert account_stall(loader, 1000, clocks(wait_ms * 0.99, 1.0)).verdict == "compute-bound"
     assert account_stall(loader, 1000, clocks(wait_ms * 1.01, 1.0)).verdict == "input-bound: decode"

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.diagnosis.any_loader import Observed, diagnose, measure_alone, report_of
 from pipeline.diagnosis.loader_rules import LIMITS, LoaderEvidence, LoaderFacts, cause_of_slow_loader, facts_of
-from pipeline.profiling.any_loader import ChildProcesses, EndlessLoader, ProcessCpu, images_of
+from pipeline.profiling.any_loader import EndlessLoader, ProcessCpu, ProcessWatch, delay_ratio, images_of
 from pipeline.profiling.cpu_time import GROUPS, CpuUse, cpu_mark
 from tests.support.simulated_training import BATCH, SimulatedTraining, VirtualClock
 from tests.support.tool_runs import ENVIRONMENT
@@ -106,6 +106,16 @@ def test_a_loader_that_can_start_again_is_made_once():
     loader = EndlessLoader(evenly, clock)
     loader.few(13)
     assert loader.restarts_s == [1, 1, 1] and loader.restart_share(1.0) == 0
+
+
+def test_the_first_batch_of_two_workers_takes_twice_as_long_as_the_others_seem_to():
+    """Two workers take 2 s for a batch: the first two arrive after 2 s, six more in 6 s. A restart of 3 s costs one."""
+    loader = EndlessLoader([0])
+    loader.epochs_batches, loader.restarts_s = [8], [2.0]
+    assert loader.restart_share(8 / 8, workers=2) == 0
+    loader.restarts_s = [3.0]
+    assert loader.restart_share(9 / 8, workers=2) == pytest.approx(1 / 9)
+    assert loader.restart_share(9 / 8, workers=8) == 0
 
 
 class Web:
@@ -230,6 +240,7 @@ def test_a_loader_without_prefetch_works_only_while_the_trainer_does_not():
     assert found.account.au == pytest.approx(0.5) and found.account.verdict == "contention"
     assert found.observed.batch == BATCH and found.observed.workers == 0
     assert found.account.supply == pytest.approx(BATCH / 0.02)
+    assert found.cause.name == "no prefetch" and "make batches ahead" in found.actions[0].what
 
 
 class Numbers(Dataset):
@@ -272,9 +283,22 @@ def test_worker_processes_of_a_dataloader_count_as_the_loader():
 
 
 def test_cpu_time_of_children_that_have_ended_is_counted():
-    children = ChildProcesses()
+    watch = ProcessWatch()
     subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.2: pass"], check=True)
-    assert sum(use.cpu_s for use in children.used()) >= 0.15  # the kernel counts hundredths of a second
+    assert sum(use.cpu_s for use in watch.children()) >= 0.15  # the kernel counts hundredths of a second
+    assert watch.own().cpu_s >= 0
+
+
+def test_waiting_for_a_core_is_told_from_sleeping():
+    """By the kernel's word on each process: 3 s of waiting for 1 s of work is a worker that other processes slow down;
+    without such waiting it sleeps. A process that ended in between says nothing."""
+    assert delay_ratio([ProcessCpu(1, "a", 1.5, 2.0), ProcessCpu(2, "b", 0.5, 4.0), ProcessCpu(0, "ended", 9.0)]) == 3
+    assert delay_ratio([ProcessCpu(0, "ended", 9.0)]) is None
+    use = ProcessCpu(1, "a", 5.0, 7.0).since(ProcessCpu(1, "a", 2.0, 3.0))
+    assert (use.cpu_s, use.delay_s) == (3.0, 4.0)
+    busy = replace(DECODING, worker_cores=0.25, neighbour_cores=7.5)
+    assert cause_of_slow_loader(replace(busy, delay_ratio=3.0)).name == "neighbours"
+    assert cause_of_slow_loader(replace(busy, delay_ratio=0.1)).name == "waiting"
 
 
 def test_nothing_of_torch_or_dali_is_imported():

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from pipeline.diagnosis.accounting import INPUT_PARTS
-from pipeline.diagnosis.findings import Findings, build_findings, format_findings
+from pipeline.diagnosis.findings import Findings, build_findings
 from pipeline.diagnosis.html import report_html
 from pipeline.diagnosis.predict import REMEDIES, effective_cores
+from pipeline.diagnosis.screen import format_findings
 from pipeline.profiling.clocks import StepClocks
 from pipeline.profiling.stages import StageThroughput
 from tests.pipeline.diagnosis.planted_figures import (
@@ -109,7 +110,7 @@ def found_for(name: str, asynchronous: bool) -> Findings:
     """The findings of a planted run. The twin of an asynchronous device has as many batches before the device."""
     _, _, run, apart, setup, known = PLANTED[name]
     measured = (run if asynchronous else run.twin()).measure(asynchronous)
-    return build_findings(apart, measured, replace(SETUP, **setup), **{"memory": MEMORY, "environment": {}, **known})
+    return build_findings(apart, measured, replace(SETUP, **setup), MEMORY, {}, **known)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])

@@ -13,8 +13,8 @@ from PIL import ImageFont
 
 from pipeline.diagnosis.accounting import PARTS
 from pipeline.diagnosis.charts import TEXT_SIZE
-from pipeline.diagnosis.findings import format_findings
 from pipeline.diagnosis.html import report_html
+from pipeline.diagnosis.screen import format_findings
 from pipeline.diagnosis.svg import report_svg
 from tests.pipeline.diagnosis.planted_figures import PLANTED, RUN, found_for
 

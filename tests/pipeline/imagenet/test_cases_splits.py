@@ -129,7 +129,10 @@ REFUSED: dict[str, tuple[Build, str]] = {
         lambda r: with_train(r, f"val_a/{TENCH}/1.JPEG", f"val_b/{TENCH}/1.JPEG"),
         "two folders for val; move one of them away",
     ),
-    "FFCV val": (lambda r: [with_train(r), file_of(r / "val.beton", b"x")], "val.beton: a file of FFCV, which is not"),
+    "FFCV val": (
+        lambda r: [with_train(r), file_of(r / "val.beton", b"x")],
+        "a folder of its class, or use --split train",
+    ),
     "Arrow": (lambda r: file_of(r / "train/data-00000-of-00001.arrow", b"x"), "an Arrow file of Hugging Face's"),
     "TFRecord": (lambda r: file_of(r / "train-00000-of-01024", b"x"), "train-00000-of-01024: a TFRecord file"),
     "pieces": (lambda r: file_of(r / "train.tar.gz.partaa", b"x"), "cat train.tar.gz.part* > train.tar.gz"),
@@ -185,6 +188,10 @@ REFUSED: dict[str, tuple[Build, str]] = {
         "class 'sea lion' is only in one split and 'sea_lion' only in the other",
     ),
     "a file as SOURCE": (lambda r: r.write_bytes(b"x"), "src: a file, expected the folder that holds it; use"),
+    "a link to nowhere as SOURCE": (
+        lambda r: r.symlink_to("/gone"),
+        "src: a link to /gone, which does not exist; expected a folder with",
+    ),
     "a table that is not UTF-8": (
         lambda r: [with_train(r), file_of(r / "words.txt", b"n01440764\tcaf\xe9\n")],
         "words.txt: not UTF-8 text",
@@ -229,6 +236,16 @@ def test_the_plan_says_what_is_missing_or_renumbered(tmp_path: Path):
     plan = source.plan([source.listing("train")])
     assert "3 tars (without 2) in" in plan[0]
     assert plan[1] == "  labels: 3 to 7 become 0 to 1; --class-list keeps those of a longer list"
+
+
+def test_a_number_that_a_val_tar_holds_twice_is_unusable(tmp_path: Path):
+    """One of the two images has another number, so its class would be wrong."""
+    with_train(tmp_path)
+    tar_of(tmp_path / "ILSVRC2012_img_val.tar", [VAL_MEMBERS[0], VAL_MEMBERS[0]])
+    devkit(tmp_path, [SHARK, TENCH], [1, 2])
+    listing = open_source(tmp_path).listing("val")
+    assert (len(listing.items), len(listing.unusable)) == (1, 1)
+    assert "holds the number of ILSVRC2012_val_00000001.JPEG twice" in listing.unusable[0].reason
 
 
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path):

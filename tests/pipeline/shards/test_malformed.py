@@ -257,7 +257,7 @@ def test_the_corpus_reaches_every_outcome():
 
 def make_shards(source: Path, out: Path) -> Manifest:
     """Writes the training split of `source` to `out`/train with two workers."""
-    with workers_of(2, preload="pipeline.shards.job") as workers:
+    with workers_of(2, "pipeline.shards.job") as workers:
         settings = ShardSettings(PLAIN, shard_samples=60)
         return make_split(open_source(source).listing("train"), out, settings, workers, len(CORPUS), ignore).manifest
 

@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.imagenet.source import open_source
+from pipeline.shards import settings
 from pipeline.shards.build import TooManyQuarantined, make_split
 from pipeline.shards.settings import ResizeSettings, ShardSettings
 from pipeline.shards.transcode import Undecodable, decode, transcode
@@ -48,6 +49,20 @@ def test_all_images_over_the_limit_are_named_and_only_their_shards_are_redone(tm
     assert kept >= 1 and outcome.shards_written == 3 - kept and outcome.manifest.samples == 12
     fresh = make(tmp_path / "in", tmp_path / "fresh", 1)
     assert outcome.manifest == fresh.manifest
+
+
+def test_removing_the_offenders_may_change_the_default_shard_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Seven of twelve images remain, which by default are one per shard instead of two."""
+    monkeypatch.setattr(settings, "MIN_SHARD_SAMPLES", 1)
+    monkeypatch.setattr(settings, "MIN_SHARDS", 4)
+    monkeypatch.setitem(globals(), "SETTINGS", ShardSettings())
+    with pytest.raises(TooManyQuarantined, match="5 of 12 images"):
+        make(source_of(tmp_path / "in", bad=5), tmp_path / "out", 1)
+    for number in range(5):
+        (tmp_path / "in/train/n01440764" / f"n01440764_{number}.JPEG").unlink()
+    outcome = make(tmp_path / "in", tmp_path / "out", 1)
+    assert len(outcome.manifest.shards) == 7 and outcome.manifest.settings["shard_samples"] == 1
+    assert outcome.manifest == make(tmp_path / "in", tmp_path / "fresh", 1).manifest
 
 
 def test_a_set_without_samples_is_never_published(tmp_path: Path):

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.imagenet.source import LAYOUTS
-from pipeline.shards.settings import ResizeSettings, ShardSettings
+from pipeline.shards.settings import (
+    MAX_SHARD_SAMPLES,
+    MIN_SHARD_SAMPLES,
+    MIN_SHARDS,
+    ResizeSettings,
+    ShardSettings,
+)
 from tools import make_shards
 
 ROOT = Path(__file__).parents[3]
@@ -30,12 +36,23 @@ def test_wrong_resize_settings_are_refused(wrong: dict, message: str):
         ResizeSettings(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("images", "size"),
+    [(1_281_167, 1024), (50_000, 1024), (49_152, 1024), (49_151, 512), (5_000, 64), (800, 16), (500, 16), (0, 16)],
+)
+def test_a_small_split_has_small_shards(images: int, size: int):
+    """Both splits of ImageNet have the largest shards. A size that the user chose holds for any split."""
+    assert ShardSettings().samples_per_shard(images) == size
+    assert ShardSettings(shard_samples=300).samples_per_shard(images) == 300
+    assert size in (MIN_SHARD_SAMPLES, MAX_SHARD_SAMPLES) or images / size >= MIN_SHARDS
+
+
 def test_an_empty_shard_is_refused():
     with pytest.raises(ValueError, match="0 samples per shard, expected at least 1"):
         ShardSettings(shard_samples=0)
 
 
-@pytest.mark.parametrize("tool", ["make_shards", "compute_pca", "bench_resize"])
+@pytest.mark.parametrize("tool", ["make_shards", "compute_pca", "bench_resize", "bench_pca", "bench_sharding"])
 def test_help_needs_no_heavy_library(tool: str):
     """The module of the tool can be imported, and so its --help printed, without any of the heavy libraries."""
     code = f"import sys, tools.{tool}; print(*sorted({HEAVY!r} & set(sys.modules)))"

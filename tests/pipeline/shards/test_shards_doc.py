@@ -16,7 +16,13 @@ import pytest
 from pipeline import rgb_pca
 from pipeline.shards.format import FORMAT, INDEX_DTYPE, Manifest
 from pipeline.shards.reader import ShardSet
-from pipeline.shards.settings import ResizeSettings, ShardSettings
+from pipeline.shards.settings import (
+    MAX_SHARD_SAMPLES,
+    MIN_SHARD_SAMPLES,
+    MIN_SHARDS,
+    ResizeSettings,
+    ShardSettings,
+)
 from pipeline.shards.transcode import library_versions
 
 DOC = (Path(__file__).parents[3] / "docs" / "shards.md").read_text()
@@ -80,7 +86,10 @@ def test_the_defaults_shown_are_the_defaults():
     resize, shard = ResizeSettings(), ShardSettings()
     for name in ("stored", "filter", "quality", "subsampling"):
         assert shown[name] == str(getattr(resize, name))
-    assert (shown["seed"], shown["shard-samples"]) == (str(shard.seed), str(shard.shard_samples))
+    assert (shown["seed"], shown["shard-samples"]) == (str(shard.seed), f"at most {MAX_SHARD_SAMPLES}")
+    (row,) = re.findall(r"^\| `--shard-samples`.*$", DOC, flags=re.MULTILINE)
+    assert re.findall(r"[\d,]*\d", row)[1:] == ["2012", "1024", f"{MAX_SHARD_SAMPLES * MIN_SHARDS:,}", "48", "16"]
+    assert (MIN_SHARDS, MIN_SHARD_SAMPLES) == (48, 16)
     assert not resize.apply_exif
     assert shown["apply-exif"] == "off"
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from pipeline.loader.augment import Lighting, LightingConvention, draw, reference_train
 from pipeline.rgb_pca import Eigenbasis, load_for
 from pipeline.shards.reader import open_shards
 from pipeline.shards.settings import ResizeSettings
-from pipeline.shards.transcode import Undecodable, transcode
 from tools.shared.figures import plot
+from tools.shared.image_files import stored_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,16 +24,6 @@ ROWS: dict[str, LightingConvention] = {
     "lighting, source2012": "source2012",
     "lighting, paper": "paper",
 }
-
-
-def stored_pixels(photograph: Path, settings: ResizeSettings) -> np.ndarray:
-    """The photograph as a shard set would store it, uint8 (H, W, 3)."""
-    try:
-        stored = transcode(photograph.read_bytes(), settings)
-    except Undecodable as error:
-        raise ValueError(f"{photograph}: {error}; name an image file") from error
-    with Image.open(BytesIO(stored.jpeg)) as image:
-        return np.asarray(image)
 
 
 def augmented(pixels: np.ndarray, basis: Eigenbasis, convention: LightingConvention, count: int) -> list[np.ndarray]:

@@ -48,7 +48,7 @@ def save(figure: Figure, path: Path) -> None:
     date = {"Date": None} if path.suffix == ".svg" else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE), published(path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=date)
+        figure.savefig(file, format=path.suffix[1:], dpi=110, metadata=date)
 
 
 def show_image(axes: Axes, pixels: np.ndarray, title: str = "") -> None:

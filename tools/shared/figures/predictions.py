@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from inference.checkpoint_data import eigenbasis_of_checkpoint
 from model.alexnet import AlexNet
 from model.checkpoint import load_data, load_model
 from model.recipe import RECIPES
 from pipeline.loader.loader import view_loader
 from pipeline.loader.settings import LoaderSettings
 from pipeline.shards.reader import ShardSet, open_shards
+from tools.shared.checkpoint_data import eigenbasis_of_checkpoint
 from tools.shared.cli import Progress
 from tools.shared.figures import plot
 

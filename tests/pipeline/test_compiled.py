@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.loader import compiled
+from pipeline import compiled
 
 
 def test_without_a_cache_functions_are_compiled_and_one_line_warns(

@@ -1,6 +1,6 @@
 """A trained network for image files. Nothing but the checkpoint is needed: it holds the mean image and the class names.
 
-from inference.classifier import Classifier
+from tools.shared.classifier import Classifier
 
 classifier = Classifier.load("runs/sample/checkpoints/step-000000560")
 for guess in classifier.classify(["photo.jpg"])[0]:
@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inference.checkpoint_data import eigenbasis_of_checkpoint, resize_settings
-from inference.image_files import image_views
 from model.alexnet import AlexNet
 from model.checkpoint import load_data, load_model
 from model.evaluation import class_probabilities
@@ -26,6 +24,8 @@ from model.recipe import RECIPES
 from pipeline.loader.augment import Floats, mean_of
 from pipeline.loader.settings import check_device
 from pipeline.shards.settings import ResizeSettings
+from tools.shared.checkpoint_data import eigenbasis_of_checkpoint, resize_settings
+from tools.shared.image_files import image_views
 
 VIEWS = (1, 10)
 VIEWS_AT_ONCE = 80

@@ -10,8 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from inference.classifier import Classifier
-from inference.image_files import stored_pixels
 from model.alexnet import AlexNet
 from model.evaluation import class_probabilities
 from model.shapes import NetSpec
@@ -24,6 +22,8 @@ from pipeline.shards.reader import ShardSet, open_shards
 from pipeline.shards.settings import ResizeSettings
 from pipeline.workers import IN_PROCESS, ignore
 from tests.support.shard_fixtures import SHARD_SETTINGS, basis_of, drawn_jpeg
+from tools.shared.classifier import Classifier
+from tools.shared.image_files import stored_pixels
 
 SIZES = [(640, 480), (300, 700), (256, 256), (90, 120), (1100, 1030)]
 
@@ -48,9 +48,10 @@ def shard_set(photos: list[Path], out: Path, settings: ResizeSettings) -> ShardS
     return open_shards(out / "train")
 
 
-@pytest.mark.parametrize("views", [1, 10])
 @pytest.mark.parametrize(
-    "settings", [ResizeSettings(), ResizeSettings(stored="square", quality=50, filter="area")], ids=["default", "other"]
+    ("views", "settings"),
+    [(10, ResizeSettings()), (1, ResizeSettings(stored="square", quality=50, filter="area"))],
+    ids=["default settings", "other settings"],
 )
 def test_a_file_is_classified_as_its_sample_in_a_shard_set(
     views: int, settings: ResizeSettings, photos: list[Path], tmp_path: Path

@@ -1,1 +1,0 @@
-"""Using a trained network: image files in, class probabilities or features out. See docs/evaluation.md."""
