@@ -109,7 +109,7 @@ class EndlessLoader(Generic[B]):
             raise ValueError("it gives no batch at all") from None
         self.epochs_batches.append(self._taken)
         self._taken = 0
-        if self.source is not self._loader and iter(self.source) is self.source:  # an iterator, which is used up
+        if self.source is not self._loader and isinstance(self.source, Iterator):  # it is used up
             self.source = self._made()
         self._batches = iter(self.source)
         try:

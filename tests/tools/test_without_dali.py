@@ -13,7 +13,7 @@ import pytest
 from pipeline import rgb_pca
 from pipeline.loader import settings
 from tests.support.shard_fixtures import basis_of, sample, write_set
-from tests.support.tool_runs import ENVIRONMENT, ROOT, TINY, losses, printed, tool
+from tests.support.tool_runs import ENVIRONMENT, ROOT, TINY, losses, metrics, printed, tool
 from tools.shared import provenance
 
 WITHOUT_DALI = """
@@ -57,6 +57,10 @@ def test_it_trains_validates_and_reports(shards: Path, tmp_path: Path):
         losses(tmp_path / "without"), losses(tmp_path / "with"), strict=True
     ):
         assert step == other_step and loss == pytest.approx(other_loss, rel=1e-3)
+    (checkpoint,) = (tmp_path / "without" / "checkpoints").iterdir()
+    printed(tool("evaluate", shards, checkpoint, "--loader", "webdataset", "--json", tmp_path / "scores.json"))
+    (scores,) = json.loads((tmp_path / "scores.json").read_text())["checkpoints"].values()
+    assert scores["loss"] == pytest.approx(metrics(tmp_path / "without")[-1]["val_loss"], rel=1e-6)
     refused = tool("train", *args, "--run-name", "with", "--loader", "webdataset", "--resume")
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()

@@ -96,6 +96,18 @@ def test_a_loader_that_can_start_again_is_made_once():
 
     loader = EndlessLoader(make, iter(range(100)).__next__)
     assert loader.few(7) == [1, 2, 1, 2, 1, 2, 1] and len(made) == 1
+
+    class Restarted(list):
+        """As a DataLoader with persistent workers: `iter` discards what they have prefetched."""
+
+        started = 0
+
+        def __iter__(self):
+            self.started += 1
+            return super().__iter__()
+
+    again = Restarted([1, 2])
+    assert EndlessLoader(again).few(5) == [1, 2, 1, 2, 1] and again.started == 3
     clock = VirtualClock()
 
     def evenly():
