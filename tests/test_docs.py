@@ -142,7 +142,7 @@ DOCKER = {
 ENTRIES = RUN | set(PARSED) | DOCKER
 
 # Makes a Python example small.
-SMALLER = {r"\bbatch=\d+": "batch=8", r"\bwindow_s=[\d.]+": "window_s=0.05"}
+SMALLER = {r"\bbatch=\d+": "batch=8", r"\bwindow_s=[\d.]+": "window_s=0.05", r"\bnum_workers=1": "num_workers=0"}
 
 
 def fences(path: Path, language: str) -> list[str]:

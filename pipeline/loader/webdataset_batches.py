@@ -12,9 +12,11 @@ DataLoader takes batches from the workers in turn, which restores the order.
 
 from __future__ import annotations
 
+import gc
 import signal
 import warnings
 from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import islice, product
 from typing import Any, NamedTuple
@@ -245,7 +247,23 @@ def _in_workers(
             worker_init_fn=_leave_signals_to_the_main_process,
             generator=torch.Generator(),  # otherwise the DataLoader takes a number from torch's global generator
         )
-        return _all_of(iter(loader))
+        with _no_collection_in_forks():
+            return _all_of(iter(loader))
+
+
+@contextmanager
+def _no_collection_in_forks() -> Iterator[None]:
+    """Processes that are forked meanwhile never collect the garbage of this one.
+
+    A fork has this process's objects, but not its threads. If it collected a DALI pipeline of this process, it would
+    wait for the pipeline's threads for ever.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _all_of(made: Iterator[Made]) -> Generator[Made]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -19,6 +20,15 @@ from pipeline.profiling.any_loader import EndlessLoader, ProcessCpu, ProcessWatc
 from pipeline.profiling.cpu_time import GROUPS, CpuUse, cpu_mark
 from tests.support.simulated_training import BATCH, SimulatedTraining, VirtualClock
 from tests.support.tool_runs import ENVIRONMENT
+
+
+@pytest.fixture(autouse=True)
+def forks_leave_garbage_alone():
+    """Other tests leave DALI pipelines behind. A worker process that collected one would wait for its threads."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @dataclass

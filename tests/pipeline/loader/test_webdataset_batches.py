@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import pickle
 import random
 from itertools import islice
@@ -11,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from pipeline.loader import webdataset_batches
 from pipeline.loader.augment import Lighting
 from pipeline.loader.loader import TrainLoader, stage_loader, view_loader
 from pipeline.loader.settings import LoaderSettings
@@ -84,6 +87,35 @@ def test_crops_can_be_finished_later(shards, basis):
         batch = next(loader)
         assert batch.images.dtype == torch.uint8 and batch.rows is not None and loader.finish is not None
         assert torch.equal(loader.finish(batch.images, batch.rows), expected.images)
+
+
+def test_workers_leave_the_objects_of_this_process_alone(shards, basis, tmp_path, monkeypatch):
+    """A fork that collected a DALI pipeline of this process would wait for its threads for ever."""
+    freed, collect = tmp_path / "freed", gc.collect
+
+    class Freed:
+        """Says in which process it was freed."""
+
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            with freed.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+
+    class Collecting(webdataset_batches.Worker):
+        """A worker that collects garbage."""
+
+        def __call__(self, place):
+            collect()
+            return super().__call__(place)
+
+    monkeypatch.setattr(webdataset_batches, "Worker", Collecting)
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # so that there is garbage when the workers start
+    Freed()
+    take(shards, basis, 2, without_dali())
+    collect()
+    assert freed.read_text().split() == [str(os.getpid())]
 
 
 @pytest.mark.parametrize("stage", ["read", "decode", "full"])
