@@ -10,7 +10,9 @@ numba compiles to vector instructions, takes 0.03 ms (LOG.md). The loader withou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.compiled import address_as_void_pointer, cfunc, njit
 from pipeline.loader.augment import CROP, Floats
+from pipeline.loader.normalise import MEAN, MIRROR, STD
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
@@ -61,6 +64,32 @@ def mirror_normalize(
             red[x] = (red[x] - mean[0] - residual[0, y, x]) * red_scale
             green[x] = (green[x] - mean[1] - residual[1, y, x]) * green_scale
             blue[x] = (blue[x] - mean[2] - residual[2, y, x]) * blue_scale
+
+
+def compiled_images(
+    squares: NDArray[np.uint8],
+    rows: Floats,
+    residual: Floats,
+    origins: Sequence[tuple[int, int]],
+    mirrors: Sequence[bool | None],
+) -> Floats:
+    """Images float32 (N, views, 3, 224, 224) by `mirror_normalize`, a view for each of `mirrors` and `origins`.
+
+    Args:
+        squares: uint8 (N, side, side, 3).
+        rows: float32 (N, 5), from `rows_of`.
+        residual: float32 (3, 224, 224).
+        origins: top and left of the crops in the squares.
+        mirrors: whether they are mirrored; None for what `rows` says.
+    """
+    images = np.empty((len(squares), len(mirrors) * len(origins), 3, CROP, CROP), np.float32)
+    std = np.repeat(rows[:, STD, None], 3, axis=1)
+    for views, square, row, divisor in zip(images, squares, rows, std, strict=True):
+        for view, (mirror, (top, left)) in zip(views, product(mirrors, origins), strict=True):
+            crop = np.ascontiguousarray(square[top : top + CROP, left : left + CROP])
+            mirrored = np.array([row[MIRROR] if mirror is None else mirror], np.int32)
+            mirror_normalize(view, crop, mirrored, row[MEAN], divisor, residual)
+    return images
 
 
 # DALI calls an operator of its numba plugin through two C functions: one for the output shapes of a batch, and one for

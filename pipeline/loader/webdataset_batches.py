@@ -15,10 +15,10 @@ from __future__ import annotations
 import gc
 import signal
 import warnings
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import islice, product
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 
-from pipeline.loader.augment import BORDER, CROP, STORED, VIEW_ORIGINS, Floats
+from pipeline.loader.augment import BORDER, CROP, STORED, VIEW_ORIGINS
 from pipeline.loader.bad_samples import broken_images, damaged, substitute_for
 from pipeline.loader.batch import Batch, without_substitutes
-from pipeline.loader.cpu_kernel import mirror_normalize
+from pipeline.loader.cpu_kernel import compiled_images
 from pipeline.loader.inputs import BatchInputs, BatchPlanner, Place, TrainPlanner, ViewPlanner, mean_residual
-from pipeline.loader.normalise import MEAN, MIRROR, STD, mirror_normalise, normalised_views, rows_of
+from pipeline.loader.normalise import mirror_normalise, normalised_views, rows_of
 from pipeline.loader.order import Ids
 from pipeline.loader.settings import LoaderSettings, Stage
 from pipeline.rgb_pca import Eigenbasis
@@ -329,33 +329,8 @@ class BatchBuilder:
                 return normalised_views(crops, rows, residual, self._views)
             return mirror_normalise(crops, rows, residual)
         if not self._views:
-            return compiled_images(crops.numpy(), rows.numpy(), self._residual, ((0, 0),), (None,))[:, 0]
+            whole = compiled_images(crops.numpy(), rows.numpy(), self._residual, ((0, 0),), (None,))
+            return torch.from_numpy(whole[:, 0])
         origins = VIEW_ORIGINS if self._views == 10 else ((BORDER, BORDER),)
         mirrors = (False, True) if self._views == 10 else (False,)
-        return compiled_images(crops.numpy(), rows.numpy(), self._residual, origins, mirrors)
-
-
-def compiled_images(
-    squares: NDArray[np.uint8],
-    rows: Floats,
-    residual: Floats,
-    origins: Sequence[tuple[int, int]],
-    mirrors: Sequence[bool | None],
-) -> torch.Tensor:
-    """Images float32 (N, views, 3, 224, 224) by the compiled kernel, a view for each of `mirrors` and `origins`.
-
-    Args:
-        squares: uint8 (N, side, side, 3).
-        rows: float32 (N, 5), from `rows_of`.
-        residual: float32 (3, 224, 224).
-        origins: top and left of the crops in the squares.
-        mirrors: whether they are mirrored; None for what `rows` says.
-    """
-    images = np.empty((len(squares), len(mirrors) * len(origins), 3, CROP, CROP), np.float32)
-    std = np.repeat(rows[:, STD, None], 3, axis=1)
-    for views, square, row, divisor in zip(images, squares, rows, std, strict=True):
-        for view, (mirror, (top, left)) in zip(views, product(mirrors, origins), strict=True):
-            crop = np.ascontiguousarray(square[top : top + CROP, left : left + CROP])
-            mirrored = np.array([row[MIRROR] if mirror is None else mirror], np.int32)
-            mirror_normalize(view, crop, mirrored, row[MEAN], divisor, residual)
-    return torch.from_numpy(images)
+        return torch.from_numpy(compiled_images(crops.numpy(), rows.numpy(), self._residual, origins, mirrors))
