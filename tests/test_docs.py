@@ -36,7 +36,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python (?:tools/|-m tests\.)|torchrun |make [a-z]|docker compose )")
 
 # Makes a Python example small.
-SMALLER = {r"\bbatch=\d+": "batch=8", r"\bwindow_s=[\d.]+": "window_s=0.05"}
+SMALLER = {r"\bbatch=\d+": "batch=8", r"\bwindow_s=[\d.]+": "window_s=0.05", r"\bnum_workers=1": "num_workers=0"}
 
 
 def fences(path: Path, language: str) -> list[str]:

@@ -78,6 +78,12 @@ PARSED = {
     "python tools/bench_loader.py data/sample-256/train --trainer --width 0.125": "tests/tools runs it",
     "python tools/bench_loader.py SHARDS --demand 2500": "README.md has the same",
     "python tools/bench_loader.py SHARDS --threads 2": "README.md has the same",
+    "python tools/bench_loader.py data/sample-256/train --loader webdataset": "tests/tools runs it",
+    "python tools/bench_loader.py --loader my_loaders:make_loader": "tests/tools runs it",
+    "python tools/bench_loader.py --loader my_loaders:make_loader --demand 2500": "tests/tools runs it",
+    (
+        "python tools/train.py data/sample-256/train --val data/sample-256/val --run-name portable --loader webdataset"
+    ): "tests/tools runs it",
     "python tools/bench_loader.py SHARDS --cold": "needs a set on a real disk",
     "python tools/make_shards.py cifar-10k data/cifar-256": "needs CIFAR-10",
     "python tools/compute_pca.py data/cifar-256/train": "needs CIFAR-10",
