@@ -53,7 +53,7 @@ class Pair:
         ["a", "b", "c"],
         Pair(torch.zeros(3, 2), torch.zeros(3)),
     ],
-    ids=str,
+    ids=lambda batch: type(batch).__name__,
 )
 def test_images_are_counted_by_the_first_array(batch: object):
     assert images_of(batch) == 3
