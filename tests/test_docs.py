@@ -114,6 +114,7 @@ PARSED = {
     "python tools/make_shards.py /folder/of/photos data/photos-256": "needs photographs",
     "python tools/compute_pca.py data/photos-256/train": "needs photographs",
     "python -m tests.soak.plan": "takes minutes",
+    "python -m tests.soak.scale": "takes minutes; tests/pipeline/loader/test_scale.py runs its small form",
     "python -m tests.soak.damaged_images": "takes minutes",
     "python -m tests.soak.damaged_images --rounds 32 --seed 7": "takes minutes",
     "python -m tests.soak.kill_shards --runs 200": "takes hours",
