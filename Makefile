@@ -60,6 +60,7 @@ lint: $(READY) ## check style and types
 
 soak: pca ## run the long tests, for hours: kills, a full disk, planted stalls (an idle machine, root)
 	$(BIN)/python -m tests.soak.plan
+	$(BIN)/python -m tests.soak.scale
 	$(BIN)/python -m tests.soak.damaged_images
 	$(BIN)/python -m tests.soak.kill_shards
 	$(BIN)/python -m tests.soak.kill_ranks

@@ -14,7 +14,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pipeline", "model", "tools", "tests", "docker")
-DOCUMENTS = ("*.md", "docs/*.md", "Makefile", "compose.yaml", "docker/*.yaml", "docker/Dockerfile", ".env.example")
+DOCUMENTS = (
+    "*.md",
+    "docs/*.md",
+    "Makefile",
+    "compose.yaml",
+    "docker/*.yaml",
+    "docs/clusters/*",
+    "docker/Dockerfile",
+    ".env.example",
+)
 SETTINGS = ("pyproject.toml", "CITATION.cff", ".pre-commit-config.yaml", ".github/workflows/*.yml")
 
 # A regular expression over lower-case words (a space is any gap between two words), and what to write instead.

@@ -22,6 +22,10 @@ finished set it changes nothing. Prints a line per split and the bottleneck of t
     python tools/make_shards.py data/imagenet-256 --verify --deep     # also decode every image
     python tools/make_shards.py /data/imagenet data/imagenet-256 --repair   # rebuild damaged shards to the same bytes
     python tools/make_shards.py /shared/in /shared/out --engine tcp://host:8786     # run on a Dask cluster
+    python tools/make_shards.py /shared/in /shared/out --part 2/16                  # a share of the work
+
+Parts run in any order and on any machines that share OUT, without a connection. The part that ends last publishes the
+set. Repeat a part that was stopped; without --part the command makes all that is missing.
 
 Exit codes: 0 success; 1 more images than --max-quarantine cannot be decoded or have no label, or --verify found a
 fault; 2 wrong input.
@@ -55,7 +59,6 @@ from tools.shared.cli import (
     Progress,
     add_workers,
     chosen_workers,
-    cores,
     json_path,
     preload_workers,
     run,
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     from pipeline.imagenet.listing import Listing
     from pipeline.imagenet.source import Source
     from pipeline.shards.build import Outcome
+    from pipeline.shards.parts import Part, PartOutcome
     from pipeline.workers import Workers
 
 JOB_MODULES = ("pipeline.shards.job", "torch")  # what workers import
@@ -104,6 +108,7 @@ def parse() -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--verify", action="store_true", help="check the shard sets in OUT and name every fault")
     mode.add_argument("--repair", action="store_true", help="rebuild damaged or missing shards of OUT from SOURCE")
+    parser.add_argument("--part", metavar="I/N", help="do part I of N of the work; the last part publishes the set")
     parser.add_argument("--deep", action="store_true", help="with --verify: also decode every image")
     parser.add_argument("--json", type=json_path, metavar="FILE", help="also write the results to FILE")
     return parser.parse_args()
@@ -114,6 +119,9 @@ def main() -> int:
     args = parse()
     if args.deep and not args.verify:
         raise ValueError("--deep without --verify; add --verify")
+    if args.part is not None and (args.verify or args.repair):
+        mode = "--verify" if args.verify else "--repair"
+        raise ValueError(f"--part {args.part} with {mode}, which works on the whole set; omit --part")
     if args.source is None and not args.verify:
         raise ValueError("one folder given, expected SOURCE and OUT (only --verify needs no SOURCE)")
     if args.engine:  # the cluster's workers may have other working directories
@@ -126,8 +134,9 @@ def make(args: argparse.Namespace) -> int:
     from pipeline.workers import import_quickly
 
     settings = settings_of(args)
+    part_of(args)  # before any work
     preload_workers(args, *JOB_MODULES)
-    import_quickly("pipeline.shards.build")  # before workers run: from then on Ctrl-C is an exception
+    import_quickly("pipeline.shards.parts")  # before workers run: from then on Ctrl-C is an exception
     source = source_of(args)
     check_out(args.out, args.source, source)
     listings = [source.listing(split) for split in ([args.split] if args.split else source.splits())]
@@ -140,17 +149,17 @@ def make_splits(
     args: argparse.Namespace, settings: ShardSettings, layout: str, listings: list[Listing], workers: Workers
 ) -> int:
     """Makes or repairs the shard set of each listing. Returns 1 if too many images cannot be decoded."""
-    from pipeline.shards.build import TooManyQuarantined, make_split, repair_split
+    from pipeline.shards.build import TooManyQuarantined
+    from tools.shared.shard_report import report
 
-    make_or_repair = repair_split if args.repair else make_split
+    part = part_of(args)
     record: dict[str, object] = {"layout": layout}
     for listing in listings:
         split = listing.split
         started_s = time.monotonic()
         try:
             limit = quarantine_limit(args.max_quarantine, listing)
-            with Progress(f"sharding {split}", len(listing.items)) as progress:
-                outcome = make_or_repair(listing, args.out, settings, workers, limit, progress)
+            outcome = make_one(args, settings, listing, workers, limit, part)
         except TooManyQuarantined as error:
             print(f"make_shards.py: {error}", file=sys.stderr)
             for entry in error.quarantined[:SHOWN_QUARANTINED]:
@@ -160,10 +169,36 @@ def make_splits(
             failed = {"error": str(error), "quarantined": {entry.key: entry.reason for entry in error.quarantined}}
             write_json(args.json, {**record, split: failed})
             return 1
-        result = report(outcome, args.out / split, time.monotonic() - started_s, workers.count)
+        took_s = time.monotonic() - started_s
+        result = report(outcome, part, args.out / split, took_s, workers.count)
         record[split] = {**result, **listing_record(listing)}
     write_json(args.json, record)
     return 0
+
+
+def make_one(
+    args: argparse.Namespace, settings: ShardSettings, listing: Listing, workers: Workers, limit: int, part: Part | None
+) -> Outcome | PartOutcome:
+    """Makes or repairs one shard set, or makes a part of it."""
+    from pipeline.shards.build import make_split, repair_split
+    from pipeline.shards.parts import make_part, part_images
+
+    images = part_images(listing, settings, part) if part else len(listing.items)
+    what = f"sharding {listing.split}" + (f", part {part}" if part else "")
+    with Progress(what, images) as progress:
+        if part:
+            return make_part(listing, args.out, settings, workers, limit, progress, part)
+        make_or_repair = repair_split if args.repair else make_split
+        return make_or_repair(listing, args.out, settings, workers, limit, progress)
+
+
+def part_of(args: argparse.Namespace) -> Part | None:
+    """The part that `--part` names."""
+    if args.part is None:
+        return None
+    from pipeline.shards.parts import Part
+
+    return Part.parse(args.part)
 
 
 def source_of(args: argparse.Namespace) -> Source:
@@ -246,34 +281,6 @@ def verify(args: argparse.Namespace) -> int:
         record[split] = [asdict(fault) for fault in faults]
     write_json(args.json, record)
     return 1 if any(record.values()) else 0
-
-
-def report(outcome: Outcome, folder: Path, took_s: float, workers: int) -> dict[str, object]:
-    """Prints the result of a split and the bottleneck of the run; returns both for `--json`."""
-    from pipeline.shards.bottleneck import find_bottleneck
-
-    manifest = outcome.manifest
-    shards, total_bytes = len(manifest.shards), sum(shard.bytes for shard in manifest.shards)
-    complete_run = outcome.shards_written == shards  # otherwise the time is not that of the whole set
-    img_s = manifest.samples / took_s if complete_run else None
-    how = f"{took_s:.1f} s, {img_s:,.0f} img/s ({img_s / workers:,.0f} per worker)" if img_s else "complete"
-    print(f"{folder}: {manifest.samples:,} samples in {shards} shards, {total_bytes / 1e6:,.1f} MB; {how}")
-    bottleneck = None
-    if outcome.shards_written:
-        bottleneck = find_bottleneck(outcome.stage_seconds, took_s, workers, cores(), outcome.shards_written)
-        print(f"  {bottleneck}")
-    for entry in manifest.quarantined:
-        print(f"  quarantined {entry.key}: {entry.reason}")
-    return {
-        "folder": str(folder),
-        "samples": manifest.samples,
-        "shards": shards,
-        "bytes": total_bytes,
-        "img_s": img_s,
-        "workers": workers,
-        "bottleneck": asdict(bottleneck) if bottleneck else None,
-        "quarantined": {entry.key: entry.reason for entry in manifest.quarantined},
-    }
 
 
 if __name__ == "__main__":

@@ -40,7 +40,21 @@ def windowed_order(shards: NDArray[Any], seed: int, epoch: int, window_shards: i
     shard_keys = random_keys(int(shards.max()) + 1, seed, epoch, Purpose.SHARDS)
     shard_places = np.argsort(np.argsort(shard_keys, kind="stable"))
     sample_keys = random_keys(len(shards), seed, epoch, Purpose.ORDER)
-    return np.lexsort((sample_keys, shard_places[shards] // window_shards))
+    windows = shard_places // window_shards
+    return _argsort_in_groups(windows.astype(np.min_scalar_type(windows.max()))[shards], sample_keys)
+
+
+def _argsort_in_groups(groups: NDArray[np.unsignedinteger[Any]], keys: NDArray[np.uint64]) -> Ids:
+    """The positions (n,) sorted by group, then by key: `np.lexsort((keys, groups))`, but four times as fast.
+
+    NumPy sorts 8 and 16 bits in linear time, and the keys of one group at a time fit in the CPU cache.
+    """
+    order = np.argsort(groups, kind="stable")
+    ends = np.cumsum(np.bincount(groups)).tolist()
+    for start, end in zip([0, *ends], ends, strict=False):
+        places = order[start:end]
+        order[start:end] = places[np.argsort(keys[places], kind="stable")]
+    return order
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ from pipeline.shards.job import (
     write_journal_entry,
 )
 from pipeline.shards.reader import open_shards, read_index, rows_by_shard
-from pipeline.shards.row_groups import unpacked
+from pipeline.shards.row_groups import remove_unpacked, unpacked
 from pipeline.shards.settings import ShardSettings
 from pipeline.shards.transcode import library_versions
 from pipeline.shards.verify import verify
-from pipeline.shards.work_folder import LOCK, difference_of, locked, read_record
+from pipeline.shards.work_folder import CLAIM, LOCK, difference_of, locked, read_record
 from pipeline.shards.writer import mark_hashed, publish
 from pipeline.workers import ProgressCallback, Workers, ignore
 
@@ -95,7 +95,7 @@ def make_split(
         ValueError: `root`/SPLIT was made with other settings or from another source, or is damaged.
         TooManyQuarantined: More than `max_quarantine` images are undecodable. Nothing is published.
     """
-    return _SplitBuild(listing, root, settings, workers, max_quarantine, progress).make()
+    return SplitBuild(listing, root, settings, workers, max_quarantine, progress).make()
 
 
 def repair_split(
@@ -111,7 +111,7 @@ def repair_split(
     Keeps shards without a fault. Rebuilds all shards if the manifest or the index is damaged. After a crash, the same
     call or `make_split` finishes the repair. Takes the arguments of `make_split` and raises the same errors.
     """
-    return _SplitBuild(listing, root, settings, workers, max_quarantine, progress).repair()
+    return SplitBuild(listing, root, settings, workers, max_quarantine, progress).repair()
 
 
 def plan(listing: Listing, settings: ShardSettings, folder: Path) -> Iterator[ShardJob]:
@@ -144,7 +144,7 @@ def run_jobs(jobs: Iterable[ShardJob], workers: Workers, progress: ProgressCallb
 
 
 @dataclass(frozen=True)
-class _SplitBuild:
+class SplitBuild:
     """The building of one split. The fields are the arguments of `make_split`."""
 
     listing: Listing
@@ -175,21 +175,27 @@ class _SplitBuild:
     def make(self) -> Outcome:
         """See `make_split`."""
         if self.final.exists():
-            return self._check_finished()
-        self._unusable()  # before any work
+            return self.check_finished()
+        self.unusable()  # before any work
         with locked(self.work):
-            self._begin()
+            (self.work / CLAIM).unlink(missing_ok=True)  # of a part that was killed while it published
+            remove_temporary(self.work)
+            self.begin()
             jobs = plan(self.listing, self.settings, self.work)
             with unpacked(jobs, self.work, self.workers) as (with_images, unpacking):
                 results = run_jobs(with_images, self.workers, self.progress)
-            found = [*self._unusable(), *(entry for result in results for entry in result.quarantined)]
-            quarantined = sorted(found, key=lambda entry: entry.key)
-            self._check_quarantine(results, quarantined)
-            manifest = self._publish(results, quarantined)
-            with doing(f"rename to {self.final.name}", self.work):
-                self.work.rename(self.final)
-            (self.final / LOCK).unlink()
-            fsync_folder(self.root)
+            return self.complete(results, unpacking)
+
+    def complete(self, results: Sequence[ShardResult], unpacking: StageSeconds) -> Outcome:
+        """Publishes the set once the results of all shards are there. The caller is the only one that does."""
+        found = [*self.unusable(), *(entry for result in results for entry in result.quarantined)]
+        quarantined = sorted(found, key=lambda entry: entry.key)
+        self._check_quarantine(results, quarantined)
+        manifest = self._publish(results, quarantined)
+        with doing(f"rename to {self.final.name}", self.work):
+            self.work.rename(self.final)
+        self._remove_locks()
+        fsync_folder(self.root)
         spent = [result.stage_seconds for result in results if result.stage_seconds is not None]
         return Outcome(manifest, len(spent), sum(spent, unpacking))
 
@@ -212,10 +218,15 @@ class _SplitBuild:
             (self.work / MANIFEST).unlink(missing_ok=True)
         return self.make()
 
-    def _check_finished(self) -> Outcome:
+    def check_finished(self) -> Outcome:
+        """The outcome for a set that is complete already.
+
+        Raises:
+            ValueError: It was made with other settings or from another source, or is damaged.
+        """
         if not (self.final / MANIFEST).is_file():
             raise ValueError(f"{self.final}: no {MANIFEST} in it, so not a shard set; choose another OUT, or remove it")
-        (self.final / LOCK).unlink(missing_ok=True)  # left by a run that was killed between rename and unlink
+        self._remove_locks()  # left by a run that was killed between rename and unlink
         manifest = open_shards(self.final).manifest
         self._check_inputs(manifest, "choose another OUT, or remove this folder")
         self.progress(manifest.source["images"])
@@ -226,15 +237,17 @@ class _SplitBuild:
         if difference := difference_of(found, self.inputs):
             raise ValueError(f"{self.final}: made with other settings or source ({difference}); {remedy}")
 
-    def _begin(self) -> None:
+    def _remove_locks(self) -> None:
+        for name in (LOCK, CLAIM):
+            (self.final / name).unlink(missing_ok=True)
+
+    def begin(self) -> None:
         """Records in the work folder what it is for, or checks that it is for the same settings and source."""
         path = self.work / PLAN
-        remove_temporary(self.work)
         fsync_folder(self.work)  # warns now, once for all workers, if the file system lacks this or the next operation
         mark_hashed(self.work / LOCK)
         if not path.is_file():
             write_atomically(path, json.dumps(self.inputs, indent=1))
-            return
         found = read_record(path)
         if found.get("source") == SOURCE_MAY_CHANGE:
             found["source"] = self.inputs["source"]
@@ -267,7 +280,7 @@ class _SplitBuild:
             quarantined,
         )
 
-    def _unusable(self) -> list[Quarantined]:
+    def unusable(self) -> list[Quarantined]:
         """The images that are known to be unusable before any image is read. Raises if they alone are too many."""
         unusable = [Quarantined(image.key, f"{image.file.name}: {image.reason}") for image in self.listing.unusable]
         if len(unusable) > self.max_quarantine:
@@ -316,6 +329,7 @@ class _SplitBuild:
             journal_path(self.work, result.name).unlink()
         (self.work / PLAN).unlink()
         remove_temporary(self.work)
+        remove_unpacked(self.work)
         return manifest
 
     def _restore_journal(self, manifest: Manifest, faulty: set[str]) -> None:

@@ -119,15 +119,16 @@ def journal_path(folder: Path, shard_name: str) -> Path:
     return folder / f"{shard_name}.json"
 
 
-def _fingerprint(items: Items) -> str:
-    """Changes with any key, label or size, like the fingerprint of a whole source."""
-    return sha256(repr((items.key.tolist(), items.label.tolist(), items.size.tolist())).encode()).hexdigest()
+def _fingerprint(job: ShardJob) -> str:
+    """Changes with any key, label or size, like the fingerprint of a whole source, and with how images are stored."""
+    columns = [column.tolist() for column in (job.items.key, job.items.label, job.items.size)]
+    return sha256(repr((*columns, asdict(job.resize))).encode()).hexdigest()
 
 
 def write_journal_entry(job: ShardJob, result: ShardResult) -> None:
     """Records that the job's shard is complete, with everything that publishing the set needs to know of it."""
     fields = {
-        "items": _fingerprint(job.items),
+        "items": _fingerprint(job),
         "record": asdict(result.record),
         "rows": result.rows.tolist(),
         "quarantined": [asdict(entry) for entry in result.quarantined],
@@ -139,13 +140,14 @@ def write_journal_entry(job: ShardJob, result: ShardResult) -> None:
 def read_journal_entry(job: ShardJob) -> ShardResult | None:
     """The result of a job that is complete. None if it must run.
 
-    It must run without an undamaged entry, if its images changed since, or if its files are missing or of another size.
+    It must run without an undamaged entry, if its images or settings changed since, or if its files are missing or of
+    another size.
     """
     path = journal_path(job.folder, job.name)
     if not path.is_file():
         return None
     fields = read_record(path)
-    if fields.get("items") != _fingerprint(job.items):
+    if fields.get("items") != _fingerprint(job):
         return None
     record = ShardRecord(**fields["record"])
     tar = job.folder / record.name

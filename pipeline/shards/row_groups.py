@@ -62,17 +62,19 @@ class Unit:
 
 @contextmanager
 def unpacked(
-    jobs: Iterable[ShardJob], work: Path, workers: Workers
+    jobs: Iterable[ShardJob], work: Path, workers: Workers, part: str = ""
 ) -> Iterator[tuple[Iterable[ShardJob], StageSeconds]]:
     """Gives the jobs, with the images of parquet files unpacked if two or more jobs are left to do.
 
     Args:
-        jobs: All jobs of a split.
+        jobs: All jobs of a split, or those of one part.
         work: The work folder.
         workers: What unpacks; each unit is one job.
+        part: Name of the part, if `jobs` are not all. Parts run at the same time, so each has files of its own.
 
     Yields:
-        The jobs, and the seconds that workers spent on unpacking. The files are removed when the block ends well.
+        The jobs, and the seconds that workers spent on unpacking. The files are removed when the block ends well;
+        those of a part when the set is published, because the same part may run twice.
 
     Raises:
         ValueError: The disk has too little space for the files, or a parquet file is damaged or has changed.
@@ -84,11 +86,18 @@ def unpacked(
         return
     every = [first, *jobs]
     left = [job for job in every if read_journal_entry(job) is None]
-    folder = work / FOLDER
+    folder = work / f"{FOLDER}{part}"
     done, spent = _unpack_all(left, folder, workers) if len(left) > 1 else (left, StageSeconds())
     by_name = {job.name: job for job in done}
     yield [by_name.get(job.name, job) for job in every], spent
-    shutil.rmtree(folder, ignore_errors=True)
+    if not part:
+        remove_unpacked(work)
+
+
+def remove_unpacked(work: Path) -> None:
+    """Removes the files of `unpacked`, also those of parts."""
+    for folder in work.glob(f"{FOLDER}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unpack_all(jobs: Sequence[ShardJob], folder: Path, workers: Workers) -> tuple[list[ShardJob], StageSeconds]:

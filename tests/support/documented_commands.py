@@ -54,6 +54,13 @@ RUN = {
     "python tools/figures.py augmentations photo.jpg data/sample-256/train --out augmentations.png",
 }
 
+# Commands of docs/clusters.md, in parts.
+SHARED_SHARDS = "python tools/make_shards.py /shared/imagenet /shared/imagenet-256"
+SHARED_TRAINING = (
+    "--nproc-per-node 4 --master-addr node1 --master-port 29500 tools/train.py /shared/imagenet-256/train"
+    " --runs /shared/runs --run-name first --resume"
+)
+
 # Commands whose options are compared with the tool's parser only, and why they do not run here.
 PARSED = {
     "torchrun --nproc-per-node 2 tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name pair": (
@@ -125,6 +132,12 @@ PARSED = {
         "--out neighbours.png"
     ): "tests/tools runs it",
     "python tools/figures.py curves runs/sample --out curves.svg": "tests/tools runs it",
+    **{f"{SHARED_SHARDS} --part {n}/3": "tests/tools runs it" for n in (1, 2, 3)},
+    f"{SHARED_SHARDS} --engine tcp://first:8786": "tests/tools runs it",
+    "python tools/compute_pca.py /shared/imagenet-256/train --engine tcp://first:8786": "needs a cluster",
+    f'for n in 1 2 3; do ssh node$n "cd /shared/alexnet && .venv/bin/{SHARED_SHARDS} --part $n/3" & done; wait': "ssh",
+    **{f"torchrun --nnodes 2 --node-rank {n} {SHARED_TRAINING}": "needs two machines" for n in (0, 1)},
+    "python -m tests.soak.scale": "takes minutes; tests/pipeline/loader/test_scale.py runs its small form",
     "python -m tests.soak.plan": "takes minutes",
     "python -m tests.soak.damaged_images": "takes minutes",
     "python -m tests.soak.damaged_images --rounds 32 --seed 7": "takes minutes",

@@ -1,4 +1,4 @@
-"""tools/make_shards.py on a tiny sample: its limit of damaged images, --verify and --repair."""
+"""tools/make_shards.py on a tiny sample: its limit of damaged images, --verify, --repair and --part on a cluster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from tests.support.shard_fixtures import files_of
 from tests.support.tool_runs import printed, tool
 
 
@@ -29,3 +32,19 @@ def test_verify_names_a_fault_and_repair_removes_it(end_to_end: Path, tmp_path: 
     assert len(json.loads((tmp_path / "v.json").read_text())["train"]) == 1
     printed(tool("make_shards", end_to_end / "sample", shards, "--repair", "--shard-samples", 20, *one))
     printed(tool("make_shards", shards, "--verify", *one))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
+def test_a_part_on_a_dask_cluster_and_one_without_give_the_bytes_of_one_run(end_to_end: Path, tmp_path: Path):
+    """Two worker processes of a cluster with a dashboard on a free port do the first part."""
+    distributed = pytest.importorskip("distributed")
+    options = ["--split", "train", "--shard-samples", 8]
+    printed(tool("make_shards", end_to_end / "sample", tmp_path / "one", *options, "--workers", 1))
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        engine = ["--engine", cluster.scheduler_address]
+        printed(tool("make_shards", end_to_end / "sample", tmp_path / "out", *options, *engine, "--part", "1/2"))
+    printed(tool("make_shards", end_to_end / "sample", tmp_path / "out", *options, "--workers", 1, "--part", "2/2"))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "one")

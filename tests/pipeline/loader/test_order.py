@@ -11,7 +11,7 @@ from pipeline.loader.order import (
     steps_per_epoch,
     windowed_order,
 )
-from pipeline.philox import epoch_order
+from pipeline.philox import Purpose, epoch_order, random_keys
 
 SHARDS = np.repeat(
     np.arange(13), [40] * 12 + [7]
@@ -38,6 +38,16 @@ def test_orders_are_uncorrelated():
     correlations = np.corrcoef(orders)[np.triu_indices(len(orders), 1)]
     assert np.abs(correlations).max() < 0.04  # four standard deviations
     assert np.abs([np.corrcoef(o[:-1], o[1:])[0, 1] for o in orders[1:]]).max() < 0.04
+
+
+@pytest.mark.parametrize("window_shards", [1, 3, 13, 100])
+def test_a_windowed_order_is_the_order_of_one_sort_by_window_and_key(window_shards):
+    """For shards of any order in the index."""
+    shards = np.random.default_rng(1).permutation(SHARDS)
+    places = np.argsort(np.argsort(random_keys(13, 5, 2, Purpose.SHARDS)))
+    keys = random_keys(len(shards), 5, 2, Purpose.ORDER)
+    expected = np.lexsort((keys, places[shards] // window_shards))
+    assert np.array_equal(windowed_order(shards, 5, 2, window_shards), expected)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
