@@ -59,6 +59,12 @@ class Tracking:
                 self._send(self._others, partial(_send_batch, step, sheet))
             yield batch
 
+    def report(self, step: int, record: Mapping[str, Any]) -> None:
+        """Sends verdict, AU and throughputs of a stall report, whose own file is stall.json."""
+        figures = {f"stall_{name}": record[name] for name in ("au", "supply", "demand", "together")}
+        line = {"step": step, "verdict": record["verdict"], **figures}
+        self._send(self._others, lambda logger: logger.log(line))
+
     def _send(self, loggers: list[Logger], call: Callable[[Logger], None]) -> None:
         for logger in loggers:
             try:
