@@ -139,9 +139,8 @@ def build_findings(
     if clocks and check and not check.explained:
         judged = judge_run(check, clocks, measured, loader, workload.shared_cores / setup.hosts, au_threshold)
     run = run_record(clocks, measured.asynchronous, check) if clocks else {}
-    judged = replace(judged, advice=judged.advice + _pauses_advice(run))
     return Findings(
-        **vars(judged),
+        **vars(replace(judged, advice=judged.advice + _pauses_advice(run))),
         windows=windows,
         rounds_img_s={name: [getattr(one, name) for one in measured.rounds] for name in ROUND_FIGURES},
         au_threshold=au_threshold,
