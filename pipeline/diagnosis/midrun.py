@@ -30,8 +30,9 @@ class WatchSettings:
     Attributes:
         au_threshold: a wait share up to 1 - this is never reported.
         level_blocks: blocks before the first one that is judged; they show the run's own level.
-        confirm_blocks: blocks in a row that must be above the limit, or below it again. After each spell it takes as
-            many more to begin another one, so that a run with long waves does not fill the screen.
+        confirm_blocks: least number of blocks in a row that must be above the limit, or below it again.
+        confirm_s: seconds of training that these must take. After each spell it takes as many more to begin another
+            one, so that a run with long waves does not fill the screen.
         rise: least increase of the wait share over the run's own level.
         waits_ratio: least ratio of waits for each second of work over the run's own level.
         noise_ratio: least increase over the level, in standard deviations between blocks.
@@ -40,7 +41,8 @@ class WatchSettings:
 
     au_threshold: float = AU_THRESHOLD
     level_blocks: int = 6
-    confirm_blocks: int = 4
+    confirm_blocks: int = 2
+    confirm_s: float = 20.0
     rise: float = 0.05
     waits_ratio: float = 2.0
     noise_ratio: float = 4.0
@@ -142,7 +144,7 @@ class MidRunWatch:
         if not changed:
             self._state_blocks.extend(self._pending)
             self._pending = []
-        if len(self._pending) < self._settings.confirm_blocks * (1 if self.input_bound else 1 + self._spells):
+        if not self._confirmed():
             return None
         line = self._ended() if self.input_bound else self._begun()
         self._spells += self.input_bound
@@ -150,6 +152,11 @@ class MidRunWatch:
         self._state_blocks.extend(self._pending)
         self._pending = []
         return line
+
+    def _confirmed(self) -> bool:
+        needed_s = self._settings.confirm_s * (1 if self.input_bound else 1 + self._spells)
+        took_s = sum(block.elapsed_s for block in self._pending)
+        return len(self._pending) >= self._settings.confirm_blocks and took_s >= needed_s
 
     @property
     def _state_blocks(self) -> deque[Block] | list[Block]:

@@ -11,7 +11,7 @@ from pipeline.diagnosis.midrun import Block, Evidence, MidRunWatch, WaitMeter, W
 from pipeline.host import Pressure
 from pipeline.profiling.cpu_time import CpuUse
 
-BLOCK_S, STEPS, STEP_BYTES = 10.0, 50, 2_000_000
+BLOCK_S, STEPS, STEP_BYTES = 5.0, 50, 2_000_000
 CORES = 2.0
 
 
@@ -52,7 +52,7 @@ def usual(blocks: int, share: float = 0.02, noise: float = 0.01, **seen: float) 
 
 PLANTED = {
     "a neighbour": ({"neighbours": 1.1}, {}, "cores: other processes use 1.1 of 2, before 0.0"),
-    "a cold cache": ({"cold": 0.9, "io": 0.5}, {}, "storage: 90% of the images' bytes come from storage at 9 MB/s"),
+    "a cold cache": ({"cold": 0.9, "io": 0.5}, {}, "storage: 90% of the images' bytes come from storage at 18 MB/s"),
     "a slow disk": ({"cold": 1.0, "io": 0.9}, {"cold": 1.0, "io": 0.3}, "storage: some task waits for it in 90%"),
     "throttling": ({"throttled": 0.6}, {}, "cores: the CPU quota stops this job in 60% of its periods"),
     "swap": ({"swapped": 50 * 2**20, "io": 0.6}, {}, "memory: 200 MiB were read from swap"),
@@ -73,7 +73,7 @@ def test_a_run_that_becomes_input_bound_says_so_once_with_its_part_and_once_when
     assert begun[0] == 15 and over[0] == 23  # with the fourth block in a row
     assert "has become input-bound at step 601: it waits 40% of the time, before that 2%" in begun[1]
     assert why in begun[1]
-    assert "no longer input-bound since step 1,001" in over[1] and "for 80 s it waited 40%" in over[1]
+    assert "no longer input-bound since step 1,001" in over[1] and "for 40 s it waited 40%" in over[1]
 
 
 def test_there_is_no_line_without_a_change():
@@ -88,6 +88,16 @@ def test_short_disturbances_say_nothing():
     for _ in range(20):
         series += [(0.6, evidence(neighbours=1.0))] * 3 + usual(5)
     assert lines(series) == []
+
+
+def test_blocks_of_a_slow_run_are_long_and_fewer_confirm_a_change():
+    """A logging interval of 30 s is a block."""
+    watch, found = MidRunWatch(CORES), []
+    for number in range(10):
+        late = number >= 7
+        block = Block(20 * number + 1, 20 * number + 20, 27.0 if late else 0.1, 30.0 if late else 5.0, evidence())
+        found.append(watch.add(block) is not None)
+    assert found.index(True) == 8 and sum(found) == 1
 
 
 def test_waits_within_the_au_threshold_say_nothing():
