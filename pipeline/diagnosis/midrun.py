@@ -176,7 +176,7 @@ class MidRunWatch:
 
     def _begun(self) -> str:
         spell = self._pending
-        usual = list(self._usual)
+        usual = [block for block in self._usual if block.wait_share <= self._limit]  # without a slow start
         why = reason(_sum(spell), _sum(usual), self._cores)
         return (
             f"training has become input-bound at step {spell[0].first_step:,}: it waits {_share(spell):.0%} of the"
@@ -230,14 +230,16 @@ def reason(then: Evidence, before: Evidence, cores: float) -> str:
         cold, rate = f"{min(1.0, then.cold_share):.0%}", f"at {then.storage_mb_s:,.0f} MB/s"
         return f"storage: {cold} of the images' bytes come from storage {rate}, before {before.cold_share:.0%}"
     if then.io_share > before.io_share + MORE_IO_SHARE:
-        rates = f"it gives {then.storage_mb_s:,.0f} MB/s, before {before.storage_mb_s:,.0f}"
-        return (
-            f"storage: some task waits for it in {then.io_share:.0%} of the time, before {before.io_share:.0%}; {rates}"
-        )
+        rates = f"; it gives {then.storage_mb_s:,.0f} MB/s, before {before.storage_mb_s:,.0f}" * bool(then.read_bytes)
+        return f"storage: some task waits for it in {_shares(then.io_share, before.io_share)}{rates}"
     taken, usually = (evidence.use.cores()["neighbours"] for evidence in (then, before))
     if taken - usually > NEIGHBOURS_SHARE * cores:
         return f"cores: other processes use {taken:.1f} of {cores:g}, before {usually:.1f}"
     return "neither cores, storage nor memory of this host show why"
+
+
+def _shares(then: float, before: float) -> str:
+    return f"{then:.0%} of the time, before {before:.0%}"
 
 
 class WaitMeter:

@@ -119,7 +119,7 @@ def test_a_slow_start_does_not_hide_what_comes_later():
     """The first epoch read a cold set; later ones did not, until other processes came."""
     series = [(0.5, evidence(cold=1.0))] * 30 + usual(30) + [(0.4, evidence(neighbours=1.0))] * 10
     ((at, line),) = lines(series)
-    assert at == 63 and "cores: other processes use 1.0 of 2" in line
+    assert at == 63 and "it waits 40% of the time, before that 2%; cores: other processes use 1.0 of 2" in line
 
 
 def test_a_run_can_become_input_bound_again():
@@ -127,6 +127,15 @@ def test_a_run_can_become_input_bound_again():
     spell = [(0.4, evidence(neighbours=1.0))]
     assert len(lines(usual(8) + spell * 5 + usual(8) + spell * 9 + usual(8))) == 4
     assert len(lines(usual(8) + (spell * 6 + usual(8)) * 50)) == 2
+
+
+def test_a_folder_whose_reads_are_not_counted_shows_by_the_pressure():
+    """FUSE: the kernel counts no bytes as read from storage, so none are named."""
+    assert reason(evidence(io=0.3), evidence(io=0.01), CORES) == (
+        "storage: some task waits for it in 30% of the time, before 1%"
+    )
+    both = reason(evidence(io=0.6, cold=1.0), evidence(io=0.1, cold=1.0), CORES)
+    assert both.endswith("; it gives 20 MB/s, before 20")
 
 
 def test_two_reasons_at_once_are_named_in_one_order():
