@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.diagnosis.accounting import PARTS
+from pipeline.diagnosis.accounting import PARTS, verdict_kind
 from pipeline.profiling.difference import Spread, change_interval, spread_of_interval, spread_of_values
 
 FIGURES = ("together", "supply", "demand", "au")
@@ -31,6 +31,7 @@ MEASURED = {  # entries of these that are measurements, not settings
 MEASURED_GROUPS = ("host.waiting_shares.",)
 NOT_RECORDED = "not recorded"
 NAME_WIDTH = 13
+MEASURE_LONGER = "measure longer: --stall-seconds of train.py, --seconds of bench_loader.py"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _texts(report: Mapping[str, Any]) -> dict[str, str]:
     actions = report.get("actions")
     action = (actions[0]["text"] if actions else "none") if actions is not None else NOT_RECORDED
     cause = (report.get("cause") or {}).get("name", NOT_RECORDED)
-    return {"verdict": report.get("verdict", NOT_RECORDED), "cause": cause, "first action": action}
+    return {"verdict": verdict_kind(report.get("verdict", NOT_RECORDED)), "cause": cause, "first action": action}
 
 
 def _leaves(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -207,14 +208,25 @@ def _figure_line(name: str, one: Change) -> str:
     interval = "none: a report has no rounds"
     if one.low is not None and one.high is not None:
         interval = f"{one.low:+.1%} to {one.high:+.1%}{', within noise' * bool(one.within_noise)}"
-    shown = "AU" if name == "au" else name
     interval += ", REGRESSION" * one.regression
-    return f"{shown:<{NAME_WIDTH}}{before:>10}{after:>10}{one.change:>+10.1%}   {interval}"
+    return f"{_shown(name):<{NAME_WIDTH}}{before:>10}{after:>10}{one.change:>+10.1%}   {interval}"
 
 
 def _conclusion(found: Comparison) -> str:
+    figures = {name: found.figures[name] for name in REGRESSIONS if name in found.figures}
+    hidden = [name for name, one in figures.items() if one.within_noise and one.change < -found.tolerance]
+    if hidden:
+        return f"{_judgement(found)}\nhidden by noise: a decline of {', '.join(map(_shown, hidden))}; {MEASURE_LONGER}"
+    return _judgement(found)
+
+
+def _shown(name: str) -> str:
+    return "AU" if name == "au" else name
+
+
+def _judgement(found: Comparison) -> str:
     if found.regressions:
-        names = [f"{'AU' if name == 'au' else name} {found.figures[name].change:+.1%}" for name in found.regressions]
+        names = [f"{_shown(name)} {found.figures[name].change:+.1%}" for name in found.regressions]
         return f"regression: {', '.join(names)}; the tolerance is {found.tolerance:.0%}"
     return f"no regression beyond the tolerance of {found.tolerance:.0%}"
 

@@ -138,13 +138,16 @@ def _thread_spans(marks: Sequence[CpuMark], zero_s: float) -> Iterator[Event]:
     """Each loader thread between two marks, with its share of a core."""
     threads = sorted({thread for mark in marks for thread, group in mark.threads_s if group == "loader"})
     for thread in threads:
-        yield _named(RUN, thread, "thread_name", "loader thread")
+        named = False
         for before, after in pairwise(marks):
             key = (thread, "loader")
             if key not in before.threads_s or key not in after.threads_s:
                 continue
             share = (after.threads_s[key] - before.threads_s[key]) / (after.at_s - before.at_s)
             if share >= MIN_THREAD_SHARE:
+                if not named:
+                    named = True
+                    yield _named(RUN, thread, "thread_name", "loader thread")
                 yield _span(RUN, thread, f"busy {share:.0%}", before.at_s, after.at_s, zero_s, cores=round(share, 3))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.diagnosis.accounting import INPUT_PARTS
 from tests.support.tool_runs import printed, tool
 
 
@@ -58,5 +59,6 @@ def test_the_run_has_a_trace_of_its_steps(end_to_end: Path):
     events = json.loads((end_to_end / "a" / "trace.json").read_text())["traceEvents"]
     assert [one["args"]["step"] for one in events if one["name"] == "step"] == list(range(1, 11))
     assert "end of the epoch: validation, checkpoints" in {one["name"] for one in events}
-    assert {"decode", "augment"} <= {one["name"] for one in events if one["pid"] == 2}
+    stages = {one["name"] for one in events if one["pid"] == 2 and one["ph"] == "X"}
+    assert stages and stages <= set(INPUT_PARTS)
     assert {"a"} == {one["args"]["name"] for one in events if one["name"] == "process_name" and one["pid"] == 1}

@@ -55,6 +55,8 @@ def test_a_decline_that_the_rounds_do_not_show_is_noise():
     (before, after) = noisy
     change = compare(before, after).figures["supply"]
     assert change.change == pytest.approx(-0.1) and change.within_noise and not change.regression
+    assert "hidden by noise: a decline of supply; measure longer" in format_comparison(compare(before, after))
+    assert "hidden" not in format_comparison(compare(before, after, tolerance=0.2))
     for one in noisy:
         del one["rounds_img_s"]  # without rounds the figure alone decides
     change = compare(before, after).figures["supply"]

@@ -111,6 +111,7 @@ def test_loader_threads_have_spans_of_their_share_of_a_core():
     assert_valid(events)
     (busy,) = spans(events, "busy 80%")  # the interval within the trace; the idle thread has no span
     assert busy["tid"] == 11 and busy["dur"] == pytest.approx(1e6)
+    assert [one["tid"] for one in events if one["ph"] == "M" and one["args"]["name"] == "loader thread"] == [11]
     (cores,) = [event for event in events if event["ph"] == "C"]
     assert cores["args"]["loader"] == 0.8 and cores["args"]["main"] == 0.5
     assert [one["dur"] for one in spans(events) if one["pid"] == 2] == pytest.approx([2000, 30_000])
