@@ -83,6 +83,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline/profiling/any_loader": {"psutil"},
     "pipeline/profiling/confidence": {"numpy", "scipy"},
     "pipeline/profiling/cpu_time": {"psutil"},
+    "pipeline/profiling/difference": {"scipy"},
     "pipeline/profiling/machine": {"psutil"},
     "pipeline/profiling/throughput": {"numpy", "psutil"},
     "pipeline/diagnosis": set(),
@@ -108,6 +109,7 @@ MAY_USE: dict[str, set[str]] = {
     "tools/shared/baselines": {"numpy", "simplejpeg", "spdl", "torch", "webdataset"},
     "tools/shared/pca_benchmark": {"numpy", "PIL", "simplejpeg"},
     "tools/shared/pillow_loop": {"PIL"},
+    "tools/shared/prometheus": {"numpy", "prometheus_client"},
     "tools/shared/resize_benchmark": {"numpy", "PIL", "simplejpeg", "skimage", "torch"},
 }
 

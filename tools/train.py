@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 tools/train.py data/sample-256/train --val data/sample-256/val --run-name first
 
 Writes runs/NAME/: config.json, metrics.jsonl, train.log (what the screen shows), checkpoints/, model-card.md (what was
-trained, its scores, how to load it), stall.json and report.html.
+trained, its scores, how to load it), stall.json, report.html and trace.json (the last steps, for ui.perfetto.dev).
 
 SIGTERM, SIGUSR1, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the
 command that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last
@@ -103,6 +103,7 @@ def _add_report_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--log-every", type=int, default=20, metavar="STEPS", help="default: %(default)s")
     add("--tensorboard", action="store_true", help="also write event files for TensorBoard into the run's folder")
+    add("--prometheus", action="store_true", help="also write metrics.prom into it, for a textfile collector")
     add("--stall-seconds", type=float, default=4.0, metavar="S", help="length of each stall measurement; 0: no report")
 
 

@@ -155,6 +155,11 @@ def largest_part(parts: dict[str, float]) -> str:
     return "contention"
 
 
+def verdict_kind(verdict: str) -> str:
+    """A verdict without figures, which two reports may share."""
+    return INDISTINCT if verdict.startswith(INDISTINCT) else verdict
+
+
 def format_account(account: StallAccount, run: str = "") -> str:
     """The figures as lines of text, without the verdict.
 

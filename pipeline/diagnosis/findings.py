@@ -23,6 +23,7 @@ from pipeline.profiling.stages import StageThroughput
 from pipeline.profiling.windows import WindowMeasurements
 
 HOST_CLOCKS, QUEUE, CUDA_EVENTS = "host clocks", "host clocks and the device's queue", "CUDA events"
+ROUND_FIGURES = ("supply", "demand", "together")
 LONG_PAUSES_SHARE = 0.1  # of a run's time: from here on the advice mentions validation and checkpoints
 
 
@@ -32,6 +33,7 @@ class Findings(Judgement):
 
     Attributes:
         windows: figures, parts and verdict of the windows. `account` is the run's if they do not explain it.
+        rounds_img_s: supply, demand and together of each round of the windows.
         au_threshold: the AU from which on training does not wait.
         workload: what an image costs and what there is to pay it with.
         loader_img_s: the loader alone, cut short after each stage.
@@ -48,6 +50,7 @@ class Findings(Judgement):
     """
 
     windows: StallAccount
+    rounds_img_s: dict[str, list[float]]
     au_threshold: float
     workload: Workload
     loader_img_s: LoaderThroughput
@@ -136,10 +139,10 @@ def build_findings(
     if clocks and check and not check.explained:
         judged = judge_run(check, clocks, measured, loader, workload.shared_cores / setup.hosts, au_threshold)
     run = run_record(clocks, measured.asynchronous, check) if clocks else {}
-    judged = replace(judged, advice=judged.advice + _pauses_advice(run))
     return Findings(
-        **vars(judged),
+        **vars(replace(judged, advice=judged.advice + _pauses_advice(run))),
         windows=windows,
+        rounds_img_s={name: [getattr(one, name) for one in measured.rounds] for name in ROUND_FIGURES},
         au_threshold=au_threshold,
         workload=workload,
         loader_img_s=loader,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from model.recipe import LayerLearningRates
+from model.runs import RunFolder
 from tests.support.tool_runs import TINY, metrics, printed, tool
+from tools.shared.loggers import loggers_of
 from tools.shared.tracking import Tracking, image_sheet, wait_share
 
 
@@ -92,3 +95,9 @@ def test_the_wait_share_is_of_the_device_if_it_has_a_clock():
     line = {"images_per_s": 800.0, "wait_s": 0.08}  # a batch of 128 takes 0.16 s
     assert wait_share(line, 128) == pytest.approx(0.5)
     assert wait_share(line | {"device_gap_s": 0.016}, 128) == pytest.approx(0.1)
+
+
+def test_a_logger_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ValueError, match=r"--prometheus: not installed; run: pip install -e '\.\[prometheus\]'"):
+        loggers_of(RunFolder(tmp_path), 0, tensorboard=False, prometheus=True)

@@ -53,6 +53,7 @@ class Job:
         resume_from: checkpoint to continue from; None for the run's last one.
         init_from: checkpoint whose layers a new run starts with, and which layers; None to start from random weights.
         tensorboard: whether event files for TensorBoard are written.
+        prometheus: whether metrics.prom for Prometheus is written.
     """
 
     shards: ShardSet
@@ -69,6 +70,7 @@ class Job:
     resume_from: Path | None = None
     init_from: tuple[Path, str] | None = None
     tensorboard: bool = False
+    prometheus: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -164,6 +166,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         resume_from=args.resume_from,
         init_from=(args.init_from, args.init_layers) if args.init_from else None,
         tensorboard=args.tensorboard,
+        prometheus=args.prometheus,
     )
 
 

@@ -50,6 +50,7 @@ from pipeline.profiling.windows import (
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 from tools.shared.cli import Progress, cores
+from tools.shared.provenance import library_versions
 from tools.shared.stall_report import REPLAYED_BATCHES, trainer_under_test
 
 HEADER_CHECKS = 20  # passes over a batch
@@ -178,6 +179,7 @@ def diagnose(
     """Measures loader and trainer in turn; prints the stall report and returns it."""
     environment = {
         "machine": describe_machine(),
+        "versions": library_versions(),
         "shards": str(bench.shards.folder),
         "manifest_sha256": bench.shards.manifest_sha256,
         "settings": asdict(bench.settings),

@@ -1,6 +1,7 @@
 """Where the metrics of a run go. `Logger` has two methods; docs/tracking.md shows how to add another one.
 
-A run always writes JSON lines to metrics.jsonl. `--tensorboard` also writes event files for TensorBoard.
+A run always writes JSON lines to metrics.jsonl. `--tensorboard` also writes event files for TensorBoard, `--prometheus`
+a file for Prometheus (`tools.shared.prometheus`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from model.runs import RunFolder
+from tools.shared.prometheus import Prometheus
 
 TENSORBOARD_FOLDER = "tensorboard"  # in the folder of the run
 
@@ -20,7 +22,7 @@ class Logger(Protocol):
     """Receives the metrics and images of a run, on the first rank."""
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Receives metrics by name, with the number of optimizer steps as `step`.
+        """Receives metrics by name, with the number of optimizer steps as `step`. The `verdict` is a text.
 
         Raises:
             OSError: they cannot be written. Training continues, with a warning.
@@ -30,9 +32,10 @@ class Logger(Protocol):
         """Receives an image, uint8 (H, W, 3). Raises OSError as `log`."""
 
 
-def loggers_of(folder: RunFolder, step: int, tensorboard: bool) -> list[Logger]:
+def loggers_of(folder: RunFolder, step: int, tensorboard: bool, prometheus: bool) -> list[Logger]:
     """The loggers of a run that goes on from optimizer step `step`; JSON lines first. Add others here."""
-    return [JsonLines(folder), *([TensorBoard(folder.path, step)] if tensorboard else [])]
+    others: list[Logger] = [TensorBoard(folder.path, step)] if tensorboard else []
+    return [JsonLines(folder), *others, *([Prometheus(folder)] if prometheus else [])]
 
 
 class JsonLines:

@@ -1,4 +1,4 @@
-"""The stall report at the end of a training run, on one rank or several: stall.json, report.html and the screen.
+"""The stall report at the end of a training run, on one rank or several: stall.json, report.html, trace.json, screen.
 
 All ranks measure together, batch by batch; the first one prints and writes. Figures are of all ranks together unless a
 name says otherwise.
@@ -44,12 +44,14 @@ from pipeline.profiling.stages import (
     probe_epoch,
 )
 from pipeline.profiling.throughput import throughput_by_rank
+from pipeline.profiling.trace import StepTrace, trace_events, trace_record
 from pipeline.profiling.windows import TrainerUnderTest, measure_supply, measure_windows
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 from tools.shared.jpeg_engines import with_engines_watched
+from tools.shared.provenance import library_versions
 
-REPORT = "report.html"
+REPORT, TRACE = "report.html", "trace.json"
 REPLAYED_BATCHES = 4  # enough that none stays in a processor's cache
 WAITED_FOR = {"swap": "halves of images", "exchange": "feature maps and their gradients", "sums": "sums of gradients"}
 SENT_KINDS = {"swap": "images", "exchange": "maps", "sums": "sums"}  # of `step_bytes`, by the wait for them
@@ -114,18 +116,24 @@ class Trained:
         return self.trainer.ranks
 
 
-def report(run: Trained, clocks: StepClocks, waits_s: dict[str, float]) -> None:
+def report(
+    run: Trained, clocks: StepClocks, waits_s: dict[str, float], trace: StepTrace | None = None
+) -> dict[str, Any] | None:
     """Measures what explains the run, prints it and writes it into the run's folder.
 
     Args:
         run: the run.
         clocks: its step times. Without a step, because the run was complete already, an existing report is kept.
         waits_s: seconds that this rank's steps waited for other ranks in the whole run, by kind.
+        trace: its last steps, for trace.json.
+
+    Returns:
+        The record of stall.json; None if an existing report is kept.
     """
     ranks, path = run.ranks, run.folder / STALL
     if not clocks.steps and ranks.any(ranks.first and path.is_file()):
         say(ranks, f"this run is complete; its stall report is {path}")
-        return
+        return None
     say(ranks, "measuring supply and demand for the stall report")
     found = measure_run(run, clocks)
     record, screen = found.record(), format_findings(found)
@@ -135,7 +143,13 @@ def report(run: Trained, clocks: StepClocks, waits_s: dict[str, float]) -> None:
     if ranks.first:
         write_atomically(path, json.dumps(record, indent=1) + "\n")
         write_atomically(path.with_name(REPORT), report_html(found, f"{run.folder.name}: {found.account.verdict}"))
+        if trace and trace.steps:
+            part_s = found.loader_img_s.part_s()
+            stage_s = {part: run.loader_settings.batch * seconds for part, seconds in part_s.items() if seconds}
+            events = trace_record(trace_events(trace, stage_s, run.folder.name))
+            write_atomically(path.with_name(TRACE), json.dumps(events) + "\n")
     say(ranks, f"\n{screen}\n")
+    return record
 
 
 def say(ranks: Ranks, text: str) -> None:
@@ -182,6 +196,7 @@ def measure_run(run: Trained, clocks: StepClocks) -> Findings:
         memory_use(),
         {
             "machine": describe_machine(),
+            "versions": library_versions(),
             "settings": asdict(settings),
             "manifest_sha256": run.shards.manifest_sha256,
             **decoding,

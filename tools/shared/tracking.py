@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.recipe import LayerLearningRates
+from pipeline.diagnosis.accounting import verdict_kind
 from tools.shared.figures.kernels import kernel_sheet
 from tools.shared.loggers import Logger
 
@@ -58,6 +59,12 @@ class Tracking:
                 sheet = image_sheet(batch.images[:SHOWN_IMAGES].float().cpu().numpy(), mean_rgb)
                 self._send(self._others, partial(_send_batch, step, sheet))
             yield batch
+
+    def report(self, step: int, record: Mapping[str, Any]) -> None:
+        """Sends the kind of verdict, AU and throughputs of a stall report, whose own file is stall.json."""
+        figures = {f"stall_{name}": record[name] for name in ("au", "supply", "demand", "together")}
+        line = {"step": step, "verdict": verdict_kind(record["verdict"]), **figures}
+        self._send(self._others, lambda logger: logger.log(line))
 
     def _send(self, loggers: list[Logger], call: Callable[[Logger], None]) -> None:
         for logger in loggers:

@@ -31,10 +31,12 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.loader import view_loader
 from pipeline.profiling.clocks import StepClocks
 from pipeline.profiling.run_marks import RunMarks
+from pipeline.profiling.trace import StepTrace
 from pipeline.shards.reader import ShardSet
 from tools.shared.chance import ChanceWatch
 from tools.shared.checkpoint_data import data_record
 from tools.shared.cli import Progress, one_line
+from tools.shared.input_watch import InputWatch
 from tools.shared.job import Job
 from tools.shared.loggers import loggers_of
 from tools.shared.model_card import update_card
@@ -59,6 +61,7 @@ class TrainingRun:
     Attributes:
         trainer: the loop, with network, optimizer and state.
         clocks: times of the steps, for the stall report.
+        trace: the last steps on one time axis.
         saved: whether the last attempt to save a checkpoint succeeded on every rank.
         stopped_by: number of the signal that stopped the training; 0 if none did.
         ranks_apart: whether a failed stall report may have left the ranks at different places.
@@ -84,9 +87,13 @@ class TrainingRun:
             # Logged but not in the checkpoint: the run ended between the two, and makes this validation again.
             self.folder.forget_after(state.optimizer_steps, validation_is_due=state.val_error is None)
             print(describe(job, state))
-        loggers = loggers_of(self.folder, state.optimizer_steps, job.tensorboard) if self.ranks.first else []
+        chosen = job.tensorboard, job.prometheus
+        loggers = loggers_of(self.folder, state.optimizer_steps, *chosen) if self.ranks.first else []
         self._tracking = Tracking(loggers, warn)
         self.trainer = Trainer(model, optimizer, job.loop, state, TowerExchange(self.ranks, model))
+        step_bytes = float(job.shards.index["size"].mean()) * job.loader.batch / self.ranks.place.world
+        self.trace = StepTrace()
+        self._watch = InputWatch(self.ranks, self.trainer.clock is not None, step_bytes, seen=self.trace.marks.append)
 
     def _restored(self, model: AlexNet, optimizer: Momentum2012, path: Path | None) -> TrainState:
         """Fills `model` and `optimizer` from a checkpoint, if any, and returns the state to continue from."""
@@ -166,7 +173,9 @@ class TrainingRun:
         trained = Trained(job.shards, job.basis, job.loader, self.trainer, job.folder.path, job.stall_s)
         try:
             with self._signals.raising():
-                report(trained, self.clocks, waits_s)
+                record = report(trained, self.clocks, waits_s, self.trace)
+            if record is not None:
+                self._tracking.report(self.trainer.state.optimizer_steps, record)
         except StopRequested:
             self.say(f"stopped in the stall report; the training is complete; for the report: {resume_command()}")
         except Exception as error:
@@ -195,17 +204,23 @@ class TrainingRun:
     def _on_step(self, images: int, times: StepTimes) -> None:
         if self.clocks.first_wait_s is None:
             self._check_bytes()
-        first_of_epoch = self.trainer.state.step == 1
+        state, first_of_epoch = self.trainer.state, self.trainer.state.step == 1
+        self.trace.step(state.optimizer_steps, times.wait_s, times.step_s, times.loop_s, first_of_epoch)
         self.clocks.add(images, times.wait_s, times.step_s, times.loop_s, edge=first_of_epoch)
+        self._watch.step(times.wait_s, times.loop_s, first_of_epoch)
         self._progress(images)
 
     def _on_device_step(self, times: DeviceTimes) -> None:
-        self.clocks.add_device(times.gap_s, times.step_s, times.steps)
+        for clocks in (self.clocks.add_device, self.trace.device_step, self._watch.device_step):
+            clocks(times.gap_s, times.step_s, times.steps)
 
     def _on_log(self, line: dict[str, Any]) -> None:
         state, loop = self.trainer.state, self.job.loop
         line["wait_share"] = wait_share(line, self.job.loader.batch)
         line["au_estimate"] = 1 - line["wait_share"]
+        if change := self._watch.after_interval(line["step"]):
+            self._progress.say(change)
+        line["input_bound"] = self._watch.input_bound
         self._tracking.log(line)
         now = learning_rates(self.job.recipe, state.epoch, loop.epochs, state.plateau.reductions)
         self._tracking.learning_rates(line["step"], now)
