@@ -74,6 +74,10 @@ class Place:
         assert self.is_pair
         return self.rank ^ 1
 
+    def crosses_nodes(self, node_ranks: int) -> bool:
+        """Whether a pair of the job has its ranks on two nodes, if nodes have `node_ranks` consecutive ranks each."""
+        return self.is_pair and node_ranks < self.world and node_ranks % self.tower_ranks > 0
+
     def first_row(self, batch: int) -> int:
         """First row of this rank's part in a global batch of `batch` images."""
         return self.data_rank * (batch // self.data_ranks)

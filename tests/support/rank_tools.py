@@ -28,6 +28,17 @@ def start_torchrun(ranks: int, *args: object, restarts: int = 0) -> subprocess.P
     return _popen([*torchrun, TRAIN, *map(str, args), *TINY], ENVIRONMENT)
 
 
+def start_nodes(nodes: int, ranks: int, *args: object) -> list[subprocess.Popen[str]]:
+    """One torchrun for each of several nodes, all on this machine, with RANKS ranks each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        meeting = ["--master-addr", "127.0.0.1", "--master-port", str(probe.getsockname()[1])]
+    job = ["--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--monitor-interval", "0.1", *meeting]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *job]
+    script = [TRAIN, *map(str, args), *TINY]
+    return [_popen([*torchrun, "--node-rank", str(node), *script], ENVIRONMENT) for node in range(nodes)]
+
+
 def start_ranks(ranks: int, *args: object, last: tuple[object, ...] = ()) -> list[subprocess.Popen[str]]:
     """The same without torchrun, so that a test gets the exit code and the output of every rank. The last rank gets the
     arguments `last`, too."""

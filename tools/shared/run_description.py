@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from model.checkpoint import TrainState
@@ -52,6 +53,11 @@ def _describe_ranks(job: Job) -> list[str]:
     lines = [f"ranks      {place.world} over {ranks.backend}: {parts}, ranks for each part: {place.tower_ranks}"]
     if ranks.shared_gpu:
         lines.append("           the ranks share a GPU: use this run to check results, not to measure speed")
+    if place.crosses_nodes(int(os.environ.get("LOCAL_WORLD_SIZE", place.world))):
+        lines.append(
+            "           the ranks of a pair are on two nodes, and all these bytes cross the network in every step;"
+        )
+        lines.append("           start an even number of ranks on each node")
     for rank in range(place.tower_ranks):
         here, precision = replace(place, rank=rank), job.loop.precision
         sent = step_bytes(here, job.spec, job.recipe, job.loader.batch, precision, swaps_crops(ranks))
