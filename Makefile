@@ -80,7 +80,7 @@ gpu-check: $(READY) ## check what needs a CUDA device: tests, pixels, throughput
 	$(RUN_ALL) gpu-check
 
 notebook: sample pca ## run docs/alexnet.py and write docs/alexnet.ipynb with its outputs (after `make train`)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[notebook]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --constraint constraints-cuda.txt --editable '.[notebook]'
 	$(BIN)/jupytext --quiet --to ipynb --output docs/alexnet.ipynb docs/alexnet.py
 	$(BIN)/jupyter-execute --inplace docs/alexnet.ipynb
 

@@ -145,8 +145,8 @@ for hook in hooks:
 # is together / demand.
 
 # %%
-from pipeline.diagnosis.findings import format_findings
 from pipeline.diagnosis.quick import diagnose_loader
+from pipeline.diagnosis.screen import format_findings
 from pipeline.loader.settings import LoaderSettings
 
 findings = diagnose_loader(shards, basis, LoaderSettings(batch=64, threads=1), demand_img_s=20_000, window_s=0.3)

@@ -161,9 +161,13 @@ class RunFolder:
 def difference(found: Any, expected: Any) -> str:
     """The first setting that differs between two values, with both values, for a message."""
     if isinstance(found, dict) and isinstance(expected, dict):
-        name = next((name for name in expected if found.get(name) != expected[name]), None)
-        return f"{name} {_short(found.get(name))}, now {_short(expected[name])}" if name else "other fields"
+        name = next((name for name in {**expected, **found} if found.get(name) != expected.get(name)), None)
+        return f"{name} {_short_of(found, name)}, now {_short_of(expected, name)}" if name else "other fields"
     return f"{_short(found)}, now {_short(expected)}"
+
+
+def _short_of(values: dict[str, Any], name: str) -> str:
+    return _short(values[name]) if name in values else "(default)"
 
 
 def _short(value: Any) -> str:

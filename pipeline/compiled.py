@@ -1,4 +1,4 @@
-"""numba's decorators with a cache on disk, and without one if no folder for it can be written."""
+"""numba's decorators with a cache on disk, or without one if no folder for it can be written; a pointer intrinsic."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 _warned = False
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def address_as_void_pointer(typing_context: Any, address: Any) -> Any:
+    """In compiled code: makes the pointer that `numba.carray` requires of an integer address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
 
 
 def njit(signature: str, **options: Any) -> Callable[[Any], Any]:

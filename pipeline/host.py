@@ -102,6 +102,8 @@ def read_host(root: Path = ROOT) -> Host:
 
 def affinity() -> set[int]:
     """Numbers of the cores on which this process may run."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return set(range(os.cpu_count() or 1))
     return os.sched_getaffinity(0)
 
 

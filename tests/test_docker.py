@@ -179,8 +179,9 @@ def test_both_constraints_files_agree_and_pin_what_cuda_adds():
     (build,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert build == f"setuptools=={cuda['setuptools']}"
     (install,) = (line for line in instructions("RUN") if "pip install" in line)
-    (make,) = re.findall(r"pip install .*--editable.*", (ROOT / "Makefile").read_text())
-    for command in (install, make):
+    makes = re.findall(r"pip install .*--editable.*", (ROOT / "Makefile").read_text())
+    assert makes
+    for command in (install, *makes):
         assert re.findall(r"--constraint (\S+)", command) == ["constraints.txt", "constraints-cuda.txt"]
     assert {"constraints.txt", "constraints-cuda.txt"} <= set(copied())
 

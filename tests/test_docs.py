@@ -1,8 +1,8 @@
 """The documents compared with the project: commands, Python examples, links, make targets, and the tree of modules.
 
-Every command that README.md, CONTRIBUTING.md and docs/ show has an entry in one of the tables below, so a new command
-fails until someone has decided how it is checked. Commands run from a folder that has what the documents assume: shard
-sets in data/, made of the test session's small sample.
+Every command that README.md, CONTRIBUTING.md and docs/ show has an entry in a table of
+tests/support/documented_commands.py. Commands run from a folder that has what the documents assume: shard sets in
+data/, made of the test session's small sample.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from tests.support.checkpoints import save_untrained
+from tests.support.documented_commands import EARLIER_NET, ENTRIES, RUN, SAMPLE_NET, SMALL
 from tests.support.shard_fixtures import drawn_jpeg
 
 ROOT = Path(__file__).parent.parent
@@ -34,114 +35,8 @@ MAX_LINES, MAX_COLUMNS = 150, 120
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:python (?:tools/|-m tests\.)|torchrun |make [a-z]|docker compose )")
 
-# Options that make a command small enough for a test; they are appended, and the last value of an option counts.
-SMALL = {
-    "make_sample": "--workers 1",
-    "make_shards": "--workers 1 --shard-samples 20",
-    "compute_pca": "--workers 1",
-    "bench_loader": "--batch 8 --seconds 0.02",
-    "train": "--width 0.05 --batch 8 --steps 2 --stall-seconds 0.05 --device cpu",
-    "evaluate": "--batch 10 --device cpu",
-    "predict": "--device cpu",
-}
-
-SAMPLE_NET = "runs/sample/checkpoints/step-000000560"  # the last checkpoint of `make train`
-EARLIER_NET = "runs/sample/checkpoints/step-000000532"
-
-# Commands that run here, in the order of their document.
-RUN = {
-    "python tools/make_shards.py /folder/of/imagenet data/imagenet-256",
-    "python tools/compute_pca.py data/imagenet-256/train",
-    "python tools/bench_loader.py data/imagenet-256/train",
-    "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name first",
-    "python tools/evaluate.py data/imagenet-256/val runs/first/checkpoints/step-000910819 --views 10",
-    "python tools/make_shards.py data/imagenet-256 --verify",
-    "python tools/bench_loader.py data/imagenet-256/train --demand 2500 --au-threshold 0.95",
-    "python tools/bench_loader.py data/imagenet-256/train --demand 2500 --tune tuned.json",
-    "python tools/train.py data/imagenet-256/train --run-name tuned --tuned tuned.json",
-    "python tools/make_shards.py /data/imagenet data/imagenet-256",
-    "python tools/make_sample.py data/sample --classes 4 --train 40 --val 10",
-    "python tools/make_shards.py data/sample data/imagenet-256 --shard-samples 40",
-    "python tools/make_shards.py data/imagenet-256 --verify --deep",
-    "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name no-lrn --change no-lrn",
-    f"python tools/evaluate.py data/sample-256/val {SAMPLE_NET}",
-    f"python tools/evaluate.py data/sample-256/val {SAMPLE_NET} --views 10",
-    f"python tools/evaluate.py data/sample-256/val {EARLIER_NET} {SAMPLE_NET}",
-    f"python tools/evaluate.py data/sample-256/val {EARLIER_NET} {SAMPLE_NET} --fit-weights data/sample-256/train",
-    f"python tools/evaluate.py data/sample-256/val {SAMPLE_NET} --per-class classes.csv --confusion confusion.svg",
-    f"python tools/predict.py photo.jpg --checkpoint {SAMPLE_NET}",
-    f"python tools/predict.py photo.jpg --checkpoint {SAMPLE_NET} --views 10 --json photo.json",
-    f"python tools/predict.py photo.jpg --checkpoint {SAMPLE_NET} --features fc7 --out features.npy",
-    f"python tools/train.py data/photos-256/train --val data/photos-256/val --run-name tuned --width 0.125 "
-    f"--init-from {SAMPLE_NET} --freeze convolutions",
-}
-
-# Commands whose options are compared with the tool's parser only, and why they do not run here.
-PARSED = {
-    "torchrun --nproc-per-node 2 tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name pair": (
-        "tests/model/parallel runs it"
-    ),
-    "python tools/make_shards.py PHOTOS OUT --workers 1": "needs photographs",
-    "python tools/make_shards.py PHOTOS OUT --workers 2": "needs photographs",
-    "python tools/make_shards.py /data/imagenet data/imagenet-256 --repair": "tests/pipeline/shards runs it",
-    "python tools/bench_resize.py PHOTOS": "needs photographs",
-    "python tools/bench_resize.py IMAGES --images 100 --rounds 10": "needs photographs",
-    "python tools/bench_baselines.py SHARDS": "tests/tools runs it",
-    "python tools/bench_pca.py SHARDS --workers 1": "tests/tools runs it",
-    "python tools/bench_sharding.py PHOTOS": "tests/tools runs it",
-    "python tools/bench_sharding.py PHOTOS --images 20000 --rounds 1": "takes minutes",
-    "python tools/bench_towers.py": "takes minutes",
-    "python tools/bench_towers.py --batch 32": "takes minutes",
-    "python tools/bench_loader.py data/sample-256/train --trainer --width 0.125 --batch 64": "takes minutes",
-    "python tools/train.py data/sample-256/train --run-name first": "README.md has the same",
-    "python tools/bench_loader.py data/sample-256/train": "README.md has the same",
-    "python tools/bench_loader.py data/sample-256/train --demand 2500": "README.md has the same",
-    "python tools/bench_loader.py data/sample-256/train --demand 2500 --plot s.svg": "tests/tools runs it",
-    "python tools/bench_loader.py data/sample-256/train --trainer --width 0.125": "tests/tools runs it",
-    "python tools/bench_loader.py SHARDS --demand 2500": "README.md has the same",
-    "python tools/bench_loader.py SHARDS --threads 2": "README.md has the same",
-    "python tools/bench_loader.py SHARDS --cold": "needs a set on a real disk",
-    "python tools/make_shards.py cifar-10k data/cifar-256": "needs CIFAR-10",
-    "python tools/compute_pca.py data/cifar-256/train": "needs CIFAR-10",
-    "python tools/learning_table.py data/cifar-256/train --val data/cifar-256/val": "takes hours",
-    "python tools/train.py data/fall2011-256/train --run-name pre --change sixth-conv": "tests/tools runs it",
-    (
-        "python tools/train.py data/imagenet-256/train --run-name star --change sixth-conv "
-        "--init-layers convolutions --init-from runs/pre/checkpoints/step-000910819"
-    ): "tests/tools runs it",
-    (
-        "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name tracked --tensorboard"
-    ): "tests/tools runs it",
-    (
-        "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name watched --prometheus"
-    ): "tests/tools runs it",
-    "python tools/compare.py runs/before runs/after": "tests/tools runs it",
-    "python tools/compare.py before.json after.json --tolerance 0.02": "tests/tools runs it",
-    f"torchrun --nproc-per-node 2 tools/evaluate.py data/sample-256/val {SAMPLE_NET} --views 10": "tests/tools runs it",
-    f"python tools/export.py {SAMPLE_NET} alexnet.pt2": "tests/tools runs it",
-    "python tools/make_shards.py /folder/of/photos data/photos-256": "needs photographs",
-    "python tools/compute_pca.py data/photos-256/train": "needs photographs",
-    "python -m tests.soak.plan": "takes minutes",
-    "python -m tests.soak.damaged_images": "takes minutes",
-    "python -m tests.soak.damaged_images --rounds 32 --seed 7": "takes minutes",
-    "python -m tests.soak.kill_shards --runs 200": "takes hours",
-    "python -m tests.soak.kill_ranks --runs 50": "takes minutes",
-    "python -m tests.soak.planted_stalls SHARDS": "takes minutes",
-    "python -m tests.soak.system_stalls SHARDS": "takes minutes",
-    "python -m tests.soak.planted_stalls SHARDS --runs 5 --seconds 0.4": "takes minutes",
-}
-
-# Commands of Docker; tests/test_docker.py compares the files that they use with the project.
-DOCKER = {
-    "docker compose up train",
-    "docker compose stop train",
-    "docker compose -f compose.yaml -f docker/compose.cpu.yaml up train",
-}
-
-ENTRIES = RUN | set(PARSED) | DOCKER
-
 # Makes a Python example small.
-SMALLER = {r"\bbatch=\d+": "batch=8", r"\bwindow_s=[\d.]+": "window_s=0.05"}
+SMALLER = {r"\bbatch=\d+": "batch=8", r"\bwindow_s=[\d.]+": "window_s=0.05", r"\bnum_workers=1": "num_workers=0"}
 
 
 def fences(path: Path, language: str) -> list[str]:
@@ -167,6 +62,12 @@ def tool_of(command: str) -> str | None:
     """The NAME of tools/NAME.py in a command, if it has one."""
     found = re.search(r"\btools/(\w+)\.py", command)
     return found.group(1) if found else None
+
+
+def asking(command: str) -> tuple[str, ...] | None:
+    """The tool of a command, and the figure that tools/figures.py draws: whose --help lists the options."""
+    name = tool_of(command)
+    return name and ((name, command.partition(".py ")[2].split()[0]) if name == "figures" else (name,))
 
 
 def options(text: str) -> set[str]:
@@ -206,15 +107,15 @@ def test_every_entry_is_a_command_of_a_document():
 def test_every_option_that_is_shown_exists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Each tool's --help is asked once; a torchrun command has torchrun's options before the script."""
     torchrun = get_args_parser().format_help()
-    asked = {name: "" for command in all_commands() if (name := tool_of(command))}
-    for name in asked:
-        assert call(name, ["--help"], monkeypatch) == 0
-        asked[name] = capsys.readouterr().out
+    asked = dict.fromkeys(filter(None, map(asking, all_commands())), "")
+    for words in asked:
+        assert call(words[0], [*words[1:], "--help"], monkeypatch) == 0
+        asked[words] = capsys.readouterr().out
     for command in all_commands():
-        if name := tool_of(command):
-            before, _, after = command.partition(f"tools/{name}.py")
+        if words := asking(command):
+            before, _, after = command.partition(f"tools/{words[0]}.py")
             assert options(before) <= options(torchrun), command
-            assert options(after) <= options(asked[name]), command
+            assert options(after) <= options(asked[words]), command
 
 
 def test_every_make_target_that_is_named_exists():

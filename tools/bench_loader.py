@@ -4,6 +4,7 @@
     python tools/bench_loader.py SHARDS --demand 2500 --au-threshold 0.95   # would it keep up with 2,500 img/s?
     python tools/bench_loader.py SHARDS --demand 2500 --tune tuned.json     # search settings for train.py --tuned
     python tools/bench_loader.py SHARDS --trainer --verify                  # with the network; check the prediction
+    python tools/bench_loader.py --loader package.module:make_loader --demand 2500      # any other loader on trial
 
 Prints a table, with --demand or --trainer the stall report, then one line of JSON. SHARDS requires an eigenbasis.json,
 which compute_pca makes. Exits with 1 if AU (accelerator utilisation, together / demand) is below --au-threshold.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, get_args
 from pipeline.diagnosis.accounting import AU_THRESHOLD
 from pipeline.loader.order import Order
 from tools.shared.cli import json_path, run, write_json
+from tools.shared.loader_trial import check_loader, is_foreign, put_on_trial
 
 if TYPE_CHECKING:
     from model.trainer import Trainer
@@ -35,7 +37,8 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("shards", type=Path, metavar="SHARDS", help="folder of a shard set")
+    add("shards", type=Path, nargs="?", metavar="SHARDS", help="folder of a shard set")
+    add("--loader", default="dali", metavar="NAME", help="dali, webdataset, or a function that makes any loader")
     add("--eigenbasis", type=Path, metavar="FILE", help="eigenbasis file; default: the one in SHARDS")
     add("--device", choices=["cpu", "cuda"], help="where images are decoded and augmented; default: cpu")
     add("--batch", type=int, metavar="N", help="images of a batch; default: 128")
@@ -45,18 +48,12 @@ def parse() -> argparse.Namespace:
     add("--cold", action="store_true", help="drop the set from the page cache before every window")
     add("--seconds", type=float, default=5.0, metavar="S", help="length of a window; default: %(default)g")
     trainer = parser.add_mutually_exclusive_group()
-    trainer.add_argument(
-        "--demand", type=float, metavar="IMG_S", help="measure with an emulated trainer of IMG_S img/s"
-    )
+    demand_help = "measure with an emulated trainer of IMG_S img/s"
+    trainer.add_argument("--demand", type=float, metavar="IMG_S", help=demand_help)
     trainer.add_argument("--trainer", action="store_true", help="measure with the network and recipe source2012")
     add("--width", type=float, default=1.0, metavar="W", help="of --trainer: scales its feature maps; default: 1")
-    add(
-        "--au-threshold",
-        type=float,
-        default=AU_THRESHOLD,
-        metavar="AU",
-        help="exit with 1 if AU is below it; default: %(default)s",
-    )
+    help_of_threshold = "exit with 1 if AU is below it; default: %(default)s"
+    add("--au-threshold", type=float, default=AU_THRESHOLD, metavar="AU", help=help_of_threshold)
     add("--plot", type=Path, metavar="FILE", help="draw the stall report as a page (.html) or an image (.svg)")
     add("--verify", action="store_true", help="make the first change that this tool can make, and measure again")
     add("--tune", type=Path, metavar="FILE", help="search settings for the demand and write them to FILE")
@@ -72,6 +69,8 @@ def main() -> int:
     """Measures and prints; returns the exit code."""
     arguments = parse()
     check_options(arguments)
+    if is_foreign(arguments.loader):
+        return put_on_trial(arguments)
     from tools.shared.loader_bench import diagnose, measure_loader
     from tools.shared.loader_tuning import tune_for, verify_prediction
 
@@ -104,6 +103,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--au-threshold {arguments.au_threshold:g}; AU is a share, above 0 and at most 1")
     if arguments.plot is not None and arguments.plot.suffix not in PLOT_SUFFIXES:
         raise ValueError(f"--plot {arguments.plot}; expected a file name that ends in {' or '.join(PLOT_SUFFIXES)}")
+    check_loader(arguments)
     if not arguments.seconds > 0:
         raise ValueError(f"--seconds {arguments.seconds:g}, expected more than 0")
     check_device(arguments.device or LoaderSettings.device)
@@ -120,8 +120,8 @@ def open_bench(arguments: argparse.Namespace) -> LoaderBench:
     shards = open_shards(arguments.shards)
     basis = rgb_pca.load_for(shards, arguments.eigenbasis)
     given = {name: getattr(arguments, name) for name in ("device", "batch", "threads", "hw_decoder_load", "order")}
-    settings = LoaderSettings(**{name: value for name, value in given.items() if value is not None})
-    return LoaderBench(shards, basis, settings, arguments.seconds)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return LoaderBench(shards, basis, LoaderSettings(library=arguments.loader, **chosen), arguments.seconds)
 
 
 def trainer_of(arguments: argparse.Namespace, bench: LoaderBench) -> EmulatedTrainer | Trainer | None:

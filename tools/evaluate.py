@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.loader.settings import Device
 
 FIGURE_SUFFIXES = (".svg", ".png")
+LOADERS = ("dali", "webdataset")
 RANK_TIMEOUT_S = 3600.0  # ranks meet after all images are scored; a slow machine may be that much later
 
 
@@ -45,6 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--train", type=Path, metavar="SHARDS", help="compare the mean with this set; default: train")
     add("--force", action="store_true", help="score although classes or mean differ")
     add("--on-bad-sample", choices=("stop", "skip"), default="stop", help="skip: score without it")
+    add("--loader", choices=LOADERS, default=LOADERS[0], help="webdataset: without DALI; default: %(default)s")
     add("--batch", type=int, default=128, metavar="N", help="views at a time, over all ranks; default: %(default)s")
     add("--device", choices=("cpu", "cuda"), help="default: cuda if there is a CUDA device")
     add("--json", type=json_path, metavar="FILE", help="also write the scores to FILE")
@@ -87,17 +89,19 @@ def main() -> int:
 def evaluate(args: argparse.Namespace, device: Device, ranks: Ranks) -> None:
     """Scores all checkpoints on this rank's part of the images; the first rank prints and writes the results."""
     from model.ensemble import equal_weights, fit_weights
-    from pipeline.loader.settings import LoaderSettings, check_device
+    from pipeline.loader.settings import LoaderSettings, check_device, check_library
     from tools.shared.job import default_loader_threads
     from tools.shared.rank_agreement import first_rank_first
     from tools.shared.scoring import Scoring, open_nets, probabilities_and_labels, score
     from tools.shared.scoring_output import write_results
 
     first_rank_first(ranks.meeting, lambda: check_device(device))
+    first_rank_first(ranks.meeting, lambda: check_library(args.loader))
     shards, fit_on, nets = first_rank_first(ranks.meeting, lambda: open_nets(args, ranks.device))
     settings = LoaderSettings(
         batch=max(1, args.batch // args.views),
         device=device,
+        library=args.loader,
         threads=default_loader_threads(),
         on_bad_sample=args.on_bad_sample,
     )

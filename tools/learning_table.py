@@ -81,7 +81,8 @@ def train(args: argparse.Namespace) -> int:
     for seed in range(1, args.seeds + 1):
         for row in args.row or ROWS:
             name = f"{row}-s{seed}"
-            if LearningRun.read(args.runs / name, args.steps) is None:
+            before = LearningRun.read(args.runs / name, args.steps)
+            if before is None or before.steps < args.steps:
                 code = runner.run("train", *common, *options_of(row), "--seed", seed, "--run-name", name)
                 if code:
                     return code

@@ -9,9 +9,9 @@ trained, its scores, how to load it), stall.json, report.html and trace.json (th
 SIGTERM, SIGUSR1, Ctrl-C and a closed terminal end the run after the current step: it saves a checkpoint and prints the
 command that continues. A second Ctrl-C ends it at once. With --resume the same command continues from the last
 undamaged checkpoint, on any number of ranks, with the losses of a run that was never stopped; it also makes a stall
-report that is missing. Only --lr-scale, --val, --lrn and --cuda-graph may change, and --hw-decoder-load with
---accept-decoder-change. Ranks that torchrun restarts after a failure resume by themselves. Two ranks hold one tower
-each; 4, 8, ... ranks are pairs that share every batch.
+report that is missing. Only --lr-scale, --val, --lrn and --cuda-graph may change, and with --accept-decoder-change
+--loader and --hw-decoder-load. Ranks that torchrun restarts after a failure resume by themselves. Two ranks hold one
+tower each; 4, 8, ... ranks are pairs that share every batch.
 
 Exit codes: 0 the run is complete, or SIGTERM or SIGUSR1 stopped it; 130 Ctrl-C and 129 a closed terminal stopped it; 1
 the loss is not a finite number, a rank hangs, or the last checkpoint could not be saved; 2 wrong input.
@@ -32,6 +32,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 LRN_FORMS = ("eager", "triton")
 ORDERS = ("global", "windowed")
 ON_BAD_SAMPLE = ("stop", "skip")
+LOADERS = ("dali", "webdataset")
 LAYOUTS = ("towers", "data")
 LAYER_SETS = ("convolutions", "all-but-fc8")
 LARGEST_SEED = 2**64 - 1
@@ -88,13 +89,14 @@ def _add_step_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_loader_options(group: argparse._ArgumentGroup) -> None:
     add, bad = group.add_argument, "skip: use a substitute sample, validate without; default: stop"
+    add("--loader", choices=LOADERS, default=LOADERS[0], help="webdataset: without DALI, slower; default: %(default)s")
     add("--threads", type=int, metavar="N", help="loader threads of a rank; default: its cores + 1, at most 8")
     add("--order", choices=ORDERS, default=ORDERS[0], help="windowed: read a few shards at a time; default: global")
     add("--on-bad-sample", choices=ON_BAD_SAMPLE, default="stop", help=bad)
     add("--check-crc", action="store_true", help="compare every image that is read with its CRC-32 in index.npy")
     add("--tuned", type=Path, metavar="FILE", help="use the loader settings found by bench_loader --tune FILE")
     add("--hw-decoder-load", type=float, metavar="SHARE", help="of JPEGs for a GPU's JPEG engines; changes pixels")
-    add("--accept-decoder-change", action="store_true", help="resume although --hw-decoder-load differs")
+    add("--accept-decoder-change", action="store_true", help="resume although --loader or --hw-decoder-load differs")
 
 
 def _add_report_options(group: argparse._ArgumentGroup) -> None:

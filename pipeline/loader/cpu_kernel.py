@@ -5,23 +5,26 @@
 If the crop is mirrored, x counts from the right on the side of the crop. The loader puts the PCA (principal component
 analysis) lighting noise of a sample into `mean`. On the GPU `normalise.py` does this. DALI's own operator
 processes one pixel at a time and takes 0.14 ms for a crop, close to half of the time of decoding; this kernel, which
-numba compiles to vector instructions, takes 0.03 ms (LOG.md).
+numba compiles to vector instructions, takes 0.03 ms (LOG.md). The loader without DALI calls the kernel itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import types
-from nvidia.dali.data_node import DataNode
-from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer
 
-from pipeline.compiled import cfunc, njit
+from pipeline.compiled import address_as_void_pointer, cfunc, njit
 from pipeline.loader.augment import CROP, Floats
+from pipeline.loader.normalise import MEAN, MIRROR, STD
+
+if TYPE_CHECKING:
+    from nvidia.dali.data_node import DataNode
 
 
 # error_model="numpy" makes 1 / 0 infinite, as in NumPy, so that the kernel needs no code that raises exceptions.
@@ -63,6 +66,32 @@ def mirror_normalize(
             blue[x] = (blue[x] - mean[2] - residual[2, y, x]) * blue_scale
 
 
+def compiled_images(
+    squares: NDArray[np.uint8],
+    rows: Floats,
+    residual: Floats,
+    origins: Sequence[tuple[int, int]],
+    mirrors: Sequence[bool | None],
+) -> Floats:
+    """Images float32 (N, views, 3, 224, 224) by `mirror_normalize`, a view for each of `mirrors` and `origins`.
+
+    Args:
+        squares: uint8 (N, side, side, 3).
+        rows: float32 (N, 5), from `rows_of`.
+        residual: float32 (3, 224, 224).
+        origins: top and left of the crops in the squares.
+        mirrors: whether they are mirrored; None for what `rows` says.
+    """
+    images = np.empty((len(squares), len(mirrors) * len(origins), 3, CROP, CROP), np.float32)
+    std = np.repeat(rows[:, STD, None], 3, axis=1)
+    for views, square, row, divisor in zip(images, squares, rows, std, strict=True):
+        for view, (mirror, (top, left)) in zip(views, product(mirrors, origins), strict=True):
+            crop = np.ascontiguousarray(square[top : top + CROP, left : left + CROP])
+            mirrored = np.array([row[MIRROR] if mirror is None else mirror], np.int32)
+            mirror_normalize(view, crop, mirrored, row[MEAN], divisor, residual)
+    return images
+
+
 # DALI calls an operator of its numba plugin through two C functions: one for the output shapes of a batch, and one for
 # each sample. Their arguments are addresses of arrays of addresses. The plugin would compile both around our kernel
 # anew in every process, which takes 2 to 4 s. Compiled here as C callbacks, they are cached on disk with the kernel.
@@ -95,20 +124,23 @@ def _set_output_shapes(
         shape[0], shape[1], shape[2] = 3, CROP, CROP
 
 
-class _CompiledOperator(NumbaFunction):  # type: ignore[misc]
-    """The plugin's operator, given the addresses of callbacks that are compiled already."""
-
-    def _get_run_fn_cpu(self, *_: Any) -> int:
-        return int(_run_sample.address)
-
-    def _get_setup_fn_cpu(self, *_: Any) -> int:
-        return int(_set_output_shapes.address)
-
-
 @cache
-def _operator() -> NumbaFunction:
+def _operator() -> Any:
+    """The operator for DALI, which is imported here: the kernel is also used without it."""
+    from nvidia.dali import types
+    from nvidia.dali.plugin.numba import NumbaFunction
+
+    class CompiledOperator(NumbaFunction):  # type: ignore[misc]
+        """The plugin's operator, given the addresses of callbacks that are compiled already."""
+
+        def _get_run_fn_cpu(self, *_: Any) -> int:
+            return int(_run_sample.address)
+
+        def _get_setup_fn_cpu(self, *_: Any) -> int:
+            return int(_set_output_shapes.address)
+
     uint8, int32, float32 = types.UINT8, types.INT32, types.FLOAT
-    return _CompiledOperator(
+    return CompiledOperator(
         run_fn=mirror_normalize,
         setup_fn=_set_output_shapes,
         out_types=[float32],

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
 from pipeline.loader.augment import BORDER, CROP, STORED, VIEW_ORIGINS
 from pipeline.loader.cpu_kernel import mirror_normalize_node
+from pipeline.loader.settings import Stage
 
 # DALI takes host memory for allocations above this size from a pool instead of the system's allocator, whose page
 # faults cost the CPU backend more than a third of its throughput. DALI reads the variable at its first allocation.
 os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "1M")
-Stage = Literal["read", "decode", "full"]
 
 
 @dataclass(frozen=True)

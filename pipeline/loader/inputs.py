@@ -1,5 +1,6 @@
 """The inputs of each batch: which samples are in it, what is drawn for them, and their encoded bytes, as DALI tensors.
 
+DALI is imported within functions: the loader that runs without it takes order and draws from the same planners.
 `TrainPlanner` prepares training batches, `ViewPlanner` evaluation batches. The kernel is told to read the encoded bytes
 when a batch is prepared, several batches before DALI needs them. Just before DALI gets a batch, they are copied from
 the page cache and the header of every image is checked: one that cannot be parsed would end the process.
@@ -13,22 +14,26 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 from pipeline.loader.augment import CROP, Floats, Mean, central_origin, draw, mean_of
 from pipeline.loader.bad_samples import REMEDY, broken_images, damaged, first_few, substitute_for
-from pipeline.loader.graphs import Graph, GraphSettings, train_graph, view_graph
 from pipeline.loader.order import Ids, batch_ids, evaluation_batches, steps_per_epoch, windowed_order
 from pipeline.loader.settings import READ_AHEAD_BATCHES, LoaderSettings, check_device
 from pipeline.philox import epoch_order
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
 
+if TYPE_CHECKING:
+    from nvidia.dali.tensors import TensorListCPU
+
+    from pipeline.loader.graphs import Graph, GraphSettings
+
+Place = tuple[int, int, Ids]  # epoch, step and sample ids of a batch
 MOST_PREALLOCATED = 1024  # pixels of a side; one panorama must not reserve gigabytes for every image of a batch
 
 
@@ -123,11 +128,11 @@ class BatchPlanner(ABC):
         return self._with_substitutes(batch, found) if found else None
 
     @abstractmethod
-    def _order(self, epoch: int) -> Ids:
+    def order(self, epoch: int) -> Ids:
         """The ids of the whole set in the order of `epoch`, from which substitutes are taken."""
 
     @abstractmethod
-    def _arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+    def arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
         """The graph's small inputs for the samples `ids` in `epoch`, by name, and the divisor of the images."""
 
     @abstractmethod
@@ -138,13 +143,15 @@ class BatchPlanner(ABC):
         jpegs = self._shards.jpegs(batch.ids)
         if check and (found := broken_images(self._shards, batch.ids, jpegs, self._settings.check_crc)):
             return self._with_substitutes(batch, found)
+        from nvidia.dali.tensors import TensorCPU, TensorListCPU
+
         # contiguous=False keeps a list of pointers; the default would copy all images once more.
         tensors = {"jpeg": TensorListCPU([TensorCPU(jpeg) for jpeg in jpegs], contiguous=False), **batch.tensors}
         return replace(batch, tensors=tensors, jpegs=tuple(jpegs))
 
     def _with_substitutes(self, batch: BatchInputs, found: dict[int, str]) -> BatchInputs:
         """The batch with substitutes for the samples `found`. `accept` decides later whether they are allowed."""
-        order = self._order(batch.epoch)
+        order = self.order(batch.epoch)
         before = batch.ids.tolist()
         ids = [substitute_for(self._shards, i, order) if i in found else i for i in before]
         rows = batch.substituted | {row for row, i in enumerate(before) if i in found}
@@ -170,7 +177,7 @@ class BatchPlanner(ABC):
         return True
 
     def _batch(self, epoch: int, step: int, ids: Ids) -> BatchInputs:
-        arrays, divisor = self._arrays(epoch, ids)
+        arrays, divisor = self.arrays(epoch, ids)
         self._shards.read_ahead(ids)
         return BatchInputs(epoch, step, ids, _tensors(len(ids), arrays, self._residual), divisor)
 
@@ -180,24 +187,31 @@ class TrainPlanner(BatchPlanner):
 
     def batches(self, start_epoch: int = 0, start_step: int = 0) -> Generator[BatchInputs]:
         """Yields the rank's batches without end, from `start_step` of `start_epoch` on."""
+        return (self._batch(*place) for place in self.places(start_epoch, start_step))
+
+    def places(self, start_epoch: int = 0, start_step: int = 0) -> Generator[Place]:
+        """Yields epoch, step and sample ids of these batches."""
         steps = steps_per_epoch(len(self._shards), self._settings.batch)
-        order = self._order(start_epoch)
+        order = self.order(start_epoch)
         # The order of ImageNet takes a sixth of a second to compute, so the next epoch's is computed in a thread.
         with ThreadPoolExecutor(1) as pool:
             for epoch in count(start_epoch):
-                next_order = pool.submit(self._order, epoch + 1)
+                next_order = pool.submit(self.order, epoch + 1)
                 for step in range(start_step if epoch == start_epoch else 0, steps):
-                    ids = batch_ids(order, step, self._settings.batch, self._rank, self._ranks)
-                    yield self._batch(epoch, step, ids)
+                    yield epoch, step, batch_ids(order, step, self._settings.batch, self._rank, self._ranks)
                 order = next_order.result()
 
-    def _order(self, epoch: int) -> Ids:
+    def order(self, epoch: int) -> Ids:
+        """All ids in the order of training."""
         return order_of(self._shards, self._settings, epoch)
 
-    def _arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+    def arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+        """What is drawn for the samples."""
         return _drawn_arrays(self._shards, self._basis, self._settings, epoch, ids)
 
     def _graph(self, settings: GraphSettings) -> Graph:
+        from pipeline.loader.graphs import train_graph
+
         return train_graph(settings, "decode")
 
 
@@ -206,15 +220,21 @@ class ViewPlanner(BatchPlanner):
 
     def batches(self) -> Generator[BatchInputs]:
         """Yields the rank's batches in the order of ids."""
+        return (self._batch(*place) for place in self.places())
+
+    def places(self) -> Generator[Place]:
+        """Yields epoch, step and sample ids of these batches."""
         steps = evaluation_batches(len(self._shards), self._settings.batch, self._rank, self._ranks)
         for step, ids in enumerate(steps):
             if len(ids):
-                yield self._batch(0, step, ids)
+                yield 0, step, ids
 
-    def _order(self, epoch: int) -> Ids:
+    def order(self, epoch: int) -> Ids:
+        """All ids, ascending."""
         return np.arange(len(self._shards))
 
-    def _arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+    def arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+        """The central squares, without noise."""
         no_offset = np.zeros_like(ids)
         arrays = {
             **_tags_and_origins(self._shards, ids, no_offset, no_offset),
@@ -224,6 +244,8 @@ class ViewPlanner(BatchPlanner):
         return arrays, 1.0
 
     def _graph(self, settings: GraphSettings) -> Graph:
+        from pipeline.loader.graphs import view_graph
+
         return view_graph(settings, 1)
 
 
@@ -250,6 +272,8 @@ def graph_settings(settings: LoaderSettings, batch: int, shards: ShardSet) -> Gr
     The JPEG engines get memory for `batch` times the largest image of the set, but not for a side above
     `MOST_PREALLOCATED`: DALI allocates more when a larger image comes.
     """
+    from pipeline.loader.graphs import GraphSettings
+
     check_device(settings.device)
     device_id = torch.cuda.current_device() if settings.device == "cuda" else None
     used = settings.device == "cuda" and settings.preallocate and settings.hw_decoder_load > 0 and len(shards.index) > 0
@@ -296,6 +320,8 @@ def _tensors(samples: int, arrays: dict[str, NDArray[Any]], residual: Floats) ->
 
     `feed_input` would make the same tensors of NumPy arrays, and takes twice the time for it.
     """
+    from nvidia.dali.tensors import TensorCPU, TensorListCPU
+
     tensors = {name: TensorListCPU(array) for name, array in arrays.items()}
     # contiguous=False keeps a list of pointers; the default would copy the residual, 600 kB, once for every sample.
     same_residual = TensorListCPU([TensorCPU(residual)] * samples, contiguous=False)

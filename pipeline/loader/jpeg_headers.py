@@ -11,9 +11,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali.plugin.numba import address_as_void_pointer
 
-from pipeline.compiled import njit
+from pipeline.compiled import address_as_void_pointer, njit
 
 FAULTS = (
     "intact",

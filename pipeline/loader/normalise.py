@@ -23,18 +23,18 @@ MIRROR, MEAN, STD = 0, slice(1, 4), 4  # columns of `rows`
 COLUMNS = 5
 
 
-def rows_of(arrays: Mapping[str, Any], samples: int) -> NDArray[np.float32]:
+def rows_of(arrays: Mapping[str, NDArray[Any]], samples: int) -> NDArray[np.float32]:
     """What is drawn for each sample as float32 (N, 5): mirror (0 or 1), mean of red, green and blue, std.
 
     Args:
-        arrays: DALI's inputs by name: `mean` and `std` float32 (N, 3), with one std for all channels; `mirror` int32
-            (N, 1), or none for views.
+        arrays: inputs by name: `mean` and `std` float32 (N, 3), with one std for all channels; `mirror` int32 (N, 1),
+            or none for views.
         samples: N.
     """
     rows = np.zeros((samples, COLUMNS), np.float32)
     if "mirror" in arrays:
-        rows[:, MIRROR] = arrays["mirror"].as_array()[:, 0]
-    rows[:, MEAN], rows[:, STD] = arrays["mean"].as_array(), arrays["std"].as_array()[:, 0]
+        rows[:, MIRROR] = arrays["mirror"][:, 0]
+    rows[:, MEAN], rows[:, STD] = arrays["mean"], arrays["std"][:, 0]
     return rows
 
 

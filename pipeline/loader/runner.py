@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.loader.graphs import Graph
 from pipeline.loader.inputs import BatchInputs, BatchPlanner
+
+if TYPE_CHECKING:
+    from pipeline.loader.graphs import Graph
 
 
 class ReadAhead:

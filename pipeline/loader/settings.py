@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,6 +17,9 @@ from pipeline.loader.order import Order
 
 Device = Literal["cpu", "cuda"]
 OnBadSample = Literal["stop", "skip"]
+Library = Literal["dali", "webdataset"]
+Stage = Literal["read", "decode", "full"]  # the last stage of a loader that is cut short for timing
+PACKAGES: dict[Library, str] = {"dali": "nvidia.dali", "webdataset": "webdataset"}
 READ_AHEAD_BATCHES = 4  # batches between asking the kernel to read the bytes of a batch and handing them to DALI
 
 
@@ -73,13 +77,31 @@ def check_decoder(device: str, hw_decoder_load: float | None) -> None:
         )
 
 
+def check_library(library: Library) -> None:
+    """Checks that the library of a loader is installed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        found = find_spec(PACKAGES[library])
+    except ModuleNotFoundError:  # the package above it is missing
+        found = None
+    if found is None:
+        others = [f"--loader {other}" for other in PACKAGES if other != library]
+        raise ValueError(
+            f"--loader {library}: {PACKAGES[library]} is not installed in this environment; "
+            f"run pip install -e . (DALI has packages for Linux only), or use {others[0]}"
+        )
+
+
 @dataclass(frozen=True)
 class LoaderSettings:
     """How the loader works.
 
     These settings decide what is in a batch: batch, seed, lighting, lighting_until, mean, positions, order and
-    window_shards; if the set is damaged, on_bad_sample and check_crc, too; on a GPU also hw_decoder_load. The others
-    change only the speed.
+    window_shards; if the set is damaged, on_bad_sample and check_crc, too; on a GPU also hw_decoder_load. `library`
+    changes pixels only as far as decoders round differently. The others change only the speed.
 
     With hw_decoder_load above 0, DALI sorts the images of a rank's batch by area and gives the first ones to the GPU's
     JPEG engines, whose pixels differ slightly. Which decoder gets an image then depends on the other images, and so on
@@ -92,8 +114,9 @@ class LoaderSettings:
     batch: int = 128  # samples in the global batch, which all ranks share (paper section 5)
     seed: int = 0  # of the order, the crops, the mirroring and the PCA (principal component analysis) lighting noise
     device: Device = "cpu"  # "cuda" is torch's current device
-    threads: int = field(default_factory=default_threads)  # DALI's CPU threads
-    queue_depth: int = 2  # batches that DALI works on at once; a third one gained nothing
+    library: Library = "dali"  # "webdataset": webdataset in torch's DataLoader, with Pillow; runs without DALI
+    threads: int = field(default_factory=default_threads)  # DALI's CPU threads; webdataset: worker processes
+    queue_depth: int = 2  # batches that DALI, or a worker, works on at once; a third one gained nothing
     lighting: Lighting = field(default_factory=Lighting)
     lighting_until: int | None = None  # the first epoch without noise and division (run notes of 2012: 66 to 68)
     mean: Mean = "image"  # as in the released code (convdata_jpeg.py:95)
@@ -112,7 +135,8 @@ class LoaderSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**64 - 1")
-        for name, choices in (("device", Device), ("mean", Mean), ("order", Order), ("on_bad_sample", OnBadSample)):
+        choices_of = {"device": Device, "library": Library, "mean": Mean, "order": Order, "on_bad_sample": OnBadSample}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(get_args(choices))}")
         if not 1 <= self.positions <= POSITIONS:
@@ -121,6 +145,10 @@ class LoaderSettings:
             )
         if not 0 <= self.hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load is {self.hw_decoder_load}; it is a share and must be from 0 to 1")
+        if self.hw_decoder_load and self.library != "dali":
+            raise ValueError(
+                f"hw_decoder_load is {self.hw_decoder_load}, but the library {self.library} decodes on the CPU; use 0"
+            )
 
     @property
     def prefetched_batches(self) -> int:
@@ -128,6 +156,8 @@ class LoaderSettings:
 
         A benchmark discards this many batches first, since their speed says nothing about the loader's.
         """
+        if self.library == "webdataset":
+            return self.threads * self.queue_depth + 1
         return self.queue_depth + READ_AHEAD_BATCHES + 2
 
     def lighting_at(self, epoch: int) -> Lighting:

@@ -1,6 +1,7 @@
 """CPU time by user: this process's threads by task, the other processes of its job, and all other processes.
 
-Linux only: threads are told apart by their names in /proc, and DALI names its threads "[DALI]...".
+Linux only: threads are told apart by their names in /proc, and DALI names its threads "[DALI]...". The worker processes
+of a torch DataLoader count as threads of the loader.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pipeline.host import Pressure, PressureMark, affinity, pressure_mark
 
 GROUPS = ("loader", "main", "others")
 DALI_PREFIX = "[DALI]"
+DATALOADER_WORKER = "pt_data_worker"  # the name that torch gives to a worker process of its DataLoader
 USED_CPU_STATES = ("user", "nice", "system", "irq", "softirq", "steal")  # psutil's names for time that a core was used
 
 
@@ -71,8 +73,8 @@ class CpuMark:
 
     Attributes:
         at_s: the moment, by `time.perf_counter`.
-        threads_s: CPU seconds of this process's threads, by (thread id, group).
-        own_s: CPU seconds of this process.
+        threads_s: CPU seconds of this process's threads and its DataLoader's worker processes, by (id, group).
+        own_s: CPU seconds of this process and of its DataLoader's worker processes.
         rest_of_job_s: CPU seconds of the job's other processes on this host.
         machine_s: CPU seconds of everything that ran on the cores that this process may use.
         pressure: the kernel's counters; None if they were not read.
@@ -110,17 +112,22 @@ def cpu_mark() -> CpuMark:
             continue  # the thread ended after it was listed
         threads_s[thread.id, group_of(name, thread.id == os.getpid())] = thread.user_time + thread.system_time
     own, every_core = process.cpu_times(), psutil.cpu_times(percpu=True)
-    rest_of_job_s = 0.0
+    rest_of_job_s = workers_s = 0.0
     for other in _rest_of_job(process):
         try:
             times = other.cpu_times()
+            is_worker = other.ppid() == process.pid and other.name() == DATALOADER_WORKER
         except psutil.NoSuchProcess:
             continue
-        rest_of_job_s += times.user + times.system
+        if is_worker:
+            threads_s[other.pid, "loader"] = times.user + times.system
+            workers_s += times.user + times.system
+        else:
+            rest_of_job_s += times.user + times.system
     # Guest time is part of user time. Steal is what the hypervisor gave to other machines, so it counts as used.
     usable = [every_core[core] for core in affinity() if core < len(every_core)]
     machine_s = sum(getattr(core, state, 0.0) for core in usable for state in USED_CPU_STATES)
-    own_s = own.user + own.system
+    own_s = own.user + own.system + workers_s
     return CpuMark(time.perf_counter(), threads_s, own_s, rest_of_job_s, machine_s, pressure_mark())
 
 

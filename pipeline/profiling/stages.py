@@ -14,11 +14,10 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from pipeline.loader.graphs import Stage
 from pipeline.loader.inputs import order_of
 from pipeline.loader.loader import stage_batch_sizes
 from pipeline.loader.order import Ids, steps_per_epoch
-from pipeline.loader.settings import LoaderSettings
+from pipeline.loader.settings import LoaderSettings, Stage
 from pipeline.profiling.group import SINGLE_PROCESS, Group
 from pipeline.profiling.page_cache import cached_share, cached_share_of_parts, drop_cache
 from pipeline.profiling.storage_probe import StorageProbe, probe_storage

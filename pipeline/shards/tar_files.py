@@ -63,6 +63,8 @@ class TarFiles:
         Without this advice a read waits for the disk, and the kernel reads its whole read-ahead window around each
         part, which was measured to be 23 times as many bytes. A failure is left to `read`: it only costs time.
         """
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
         for shard, start, length in zip(shards, starts, lengths, strict=True):
             try:
                 os.posix_fadvise(self._opened(shard).descriptor, start, length, os.POSIX_FADV_WILLNEED)

@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow
 def test_bench_loader_prints_a_table_and_a_json_line(end_to_end: Path, tmp_path: Path):
     args = [end_to_end / "shards" / "train", "--batch", 8, "--seconds", 0.2, "--json", tmp_path / "b.json"]
     out = printed(tool("bench_loader", *args))
-    assert json.loads(out.splitlines()[-1]) == json.loads((tmp_path / "b.json").read_text())
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert json.loads(out.splitlines()[-1]) == record
+    check = record["header_check"]
+    assert check["share_of_batch"] == pytest.approx(check["s_per_image"] * record["supply"]) and "header check: " in out
 
 
 def test_bench_loader_judges_a_demand(end_to_end: Path, tmp_path: Path):

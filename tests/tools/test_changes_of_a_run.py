@@ -64,7 +64,7 @@ def test_convolutions_are_copied_and_the_rest_starts_anew(end_to_end: Path, tmp_
 def test_one_tower_is_not_divided_between_ranks(end_to_end: Path):
     """Before anything is written. With the layout "data" each rank holds the network."""
     args = arguments().parse_args([str(end_to_end / "shards" / "train"), "--change", "one-tower"])
-    pair = SimpleNamespace(place=Place(0, 2, 2), first=True)
+    pair = SimpleNamespace(place=Place(0, 2, 2), first=True, device=torch.device("cpu"))
     with pytest.raises(ValueError, match=r"one tower cannot be divided between the ranks of a pair; add --layout data"):
         resolve(args, "cpu", pair)  # type: ignore[arg-type]
 

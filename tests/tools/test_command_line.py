@@ -16,9 +16,9 @@ from model import transfer
 from model.parallel.mesh import RankLayout
 from model.recipe import LRN_FORMS, PRECISIONS
 from pipeline.loader.order import Order
-from pipeline.loader.settings import OnBadSample
+from pipeline.loader.settings import Library, OnBadSample
 from tests.support.tool_runs import ENVIRONMENT, ROOT, printed, tool
-from tools import bench_startup, train
+from tools import bench_startup, evaluate, train
 from tools.shared import cli
 
 HEAVY = {"torch", "nvidia", "numba", "scipy", "numpy", "PIL", "distributed"}  # libraries that take long to import
@@ -68,6 +68,7 @@ def test_the_choices_of_options_are_those_of_the_library():
     assert train.LRN_FORMS == LRN_FORMS
     assert get_args(Order) == train.ORDERS
     assert get_args(OnBadSample) == train.ON_BAD_SAMPLE
+    assert get_args(Library) == train.LOADERS == evaluate.LOADERS
     assert get_args(RankLayout) == train.LAYOUTS
     assert transfer.LAYER_SETS == train.LAYER_SETS
 

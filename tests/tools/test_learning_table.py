@@ -86,11 +86,12 @@ def test_the_table_counts_steps_at_chance_and_shows_the_spread():
         simulated("source2012", 1, [2.4, 2.2, 1.5], 0.4),
         simulated("source2012", 2, [2.3, 2.3, 2.2], 0.5),
         simulated("paper", 1, [2.31, 2.3, 2.29], 0.1),
+        simulated("paper", 2, [2.31, 2.3], 0.2),  # not complete yet
     ]
     lines = table(Record(SETTING, runs, {"paper": 0.000123})).splitlines()
-    assert lines[0].endswith("| top-1 after 30 steps |")
-    assert lines[2].endswith("|  | 2 | 20 to 30 | 45.0% (40.0% to 50.0%) |")
-    assert lines[3].endswith("| 0.012 % | 1 | all 30 | 10.0% |")
+    assert lines[0].endswith("| top-1 after 18 | top-1 after 30 |")
+    assert lines[2].endswith("|  | 2 | 20 to 30 | 45.0% (40.0% to 50.0%) | 45.0% (40.0% to 50.0%) |")
+    assert lines[3].endswith("| 0.012 % | 2 | all 20 to all 30 | 15.0% (10.0% to 20.0%) | 10.0%, 1 of 2 seeds |")
 
 
 def test_a_record_keeps_one_run_for_each_row_and_seed(tmp_path: Path):
@@ -138,4 +139,4 @@ def test_the_page_and_its_curves_are_those_of_its_record():
 def test_the_default_leaves_its_plateau_on_every_seed_of_the_record():
     record = Record.load(DOCS / "training.json")
     stays = [run.steps_at_chance(record.setting["classes"]) for run in record.of_row("source2012")]
-    assert stays and None not in stays
+    assert len(stays) >= 3 and None not in stays

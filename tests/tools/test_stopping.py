@@ -197,3 +197,24 @@ def test_training_goes_on_without_standard_streams(end_to_end: Path):
     assert losses(run) == losses(end_to_end / "a")
     assert f"run folder: {run}" in (run / "train.log").read_text()
     assert checkpoint.faults(run / "checkpoints" / "step-000000010") == []
+
+
+def test_a_signal_in_a_destructor_is_not_lost(capfd: pytest.CaptureFixture[str]):
+    """Python drops an exception that a destructor raises, with a traceback on the screen. DALI has such destructors."""
+
+    class Object:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def report() -> None:
+        with signals.raising():
+            Object()
+            signal.sigtimedwait([], 10)  # the exception interrupts it
+        pytest.fail("the signal was lost")
+
+    with stop_signals.StopSignals() as signals:
+        hook = sys.unraisablehook
+        with pytest.raises(stop_signals.StopRequested):
+            report()
+        assert signals.requested == signal.SIGTERM and sys.unraisablehook is hook
+    assert capfd.readouterr().err == ""

@@ -66,8 +66,9 @@ def test_a_run_that_was_killed_resumes_to_the_same_losses(end_to_end: Path):
     assert (run / "stall.json").is_file()
 
 
-def test_resuming_a_complete_run_says_so(end_to_end: Path):
-    args = [end_to_end / "shards" / "train", "--runs", end_to_end, "--run-name", "a", "--epochs", 2, *TINY, "--resume"]
+def test_resuming_a_complete_run_says_so(end_to_end: Path, tmp_path: Path):
+    shutil.copytree(end_to_end / "a", tmp_path / "a")  # resuming without --val is recorded in the run
+    args = [end_to_end / "shards" / "train", "--runs", tmp_path, "--run-name", "a", "--epochs", 2, *TINY, "--resume"]
     assert "this run is complete" in printed(tool("train", *args))
 
 

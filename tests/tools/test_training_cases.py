@@ -54,6 +54,12 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
         )
     },
     "a copy of a checkpoint is beside it": {CHECKPOINT: ("test_folders_with_other_names_are_left_alone",)},
+    "background load during the run only": {
+        "tests/pipeline/diagnosis/test_run_account.py": (
+            "test_background_load_only_during_the_run_is_the_verdict",
+            "test_since_when_a_run_was_slow",
+        )
+    },
     "a run is started twice at once": {
         RESUMING: ("test_a_second_start_of_a_run_is_refused",),
         RUNS: (
@@ -70,7 +76,7 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
         f"{RANKS}/test_meeting.py": ("test_the_first_value_that_differs_is_named_with_both_hosts",),
     },
     "a home folder that cannot be written": {
-        f"{LOADER}/test_compiled.py": ("test_without_a_cache_functions_are_compiled_and_one_line_warns",)
+        "tests/pipeline/test_compiled.py": ("test_without_a_cache_functions_are_compiled_and_one_line_warns",)
     },
     "a stop or a full disk in the report": {
         STOPPING: (

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from itertools import count
 from typing import Any
 
@@ -19,12 +18,12 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from pipeline.loader.augment import CROP, POSITIONS, Draws, Floats, Lighting, central_origin, draw
 from pipeline.loader.order import Ids, batch_ids, steps_per_epoch
 from pipeline.loader.settings import LoaderSettings
+from pipeline.loader.webdataset_batches import rgb_image
 from pipeline.philox import epoch_order
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet
@@ -205,8 +204,7 @@ def _prepare(
     """Makes an image and a label of one sample with Pillow and NumPy: arithmetic on the crop only, in place."""
     jpeg, label = sample
     rng = _generator()
-    with Image.open(BytesIO(jpeg)) as encoded:
-        image = encoded.convert("RGB")
+    image = rgb_image(jpeg)
     left, top = (
         central_origin(side) + int(offset)
         for side, offset in zip(image.size, rng.integers(0, POSITIONS, 2), strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 AT_CHANCE = 0.98  # of ln(classes): losses above it are no better than guessing
-PATIENCE_STEPS = 1000  # optimizer steps; the slowest run of docs/training.md that learnt needed a fraction of them
+PATIENCE_STEPS = 1000  # optimizer steps; the slowest run of docs/training.md that learnt needed a sixth of them
 
 
 def is_at_chance(loss: float, classes: int) -> bool:
@@ -44,5 +44,5 @@ class ChanceWatch:
         self._said = True
         chance = f"the loss has been at chance (ln {self.classes} = {math.log(self.classes):.2f})"
         found = f"{chance} for {step - self._last_better:,} optimizer steps"
-        known = "weights of conv3 to conv5 that start too small, biases at 0, images of unit variance"
-        return f"{found}; in docs/training.md these keep it there: {known}; or the labels are wrong"
+        known = "images of unit variance, and small starting weights of conv3 to conv5 (recipe paper)"
+        return f"{found}; what kept it there longest in docs/training.md: {known}; wrong labels do so, too"

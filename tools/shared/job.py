@@ -25,7 +25,7 @@ from pipeline.diagnosis.tuning import load_tuned
 from pipeline.loader.augment import Lighting
 from pipeline.loader.loader import TrainLoader
 from pipeline.loader.order import local_batch, steps_per_epoch
-from pipeline.loader.settings import Device, LoaderSettings, check_decoder, check_device, default_threads
+from pipeline.loader.settings import Device, LoaderSettings, check_decoder, check_device, check_library, default_threads
 from pipeline.rgb_pca import Eigenbasis
 from pipeline.shards.reader import ShardSet, open_shards
 from tools.shared.cli import Progress, cores
@@ -128,6 +128,7 @@ def resolve(args: argparse.Namespace, device: Device, ranks: Ranks) -> Job:
         ValueError: the device is absent, a shard set is damaged, or arguments contradict each other.
     """
     check_device(device)
+    check_library(args.loader)
     check_step(ranks.device, args.precision, args.lrn, args.cuda_graph, ranks.place.world)
     rules = _recipe(args, ranks)
     if args.resume_from and ranks.first and (faults := checkpoint.faults(args.resume_from)):
@@ -202,6 +203,7 @@ def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, ep
         batch=rules.batch if args.batch is None else args.batch,
         seed=args.seed,
         device=device,
+        library=args.loader,
         lighting=Lighting(rules.lighting, rules.lighting_noise),
         lighting_until=first_epoch_without_noise(rules, epochs),
         mean=rules.mean,
@@ -215,10 +217,11 @@ def _loader_settings(args: argparse.Namespace, device: Device, rules: Recipe, ep
 
 
 def decoding(loader: LoaderSettings, ranks: int) -> dict[str, Any]:
-    """Returns what decides which decoder gets an image: the share of the JPEG engines and, if it is not 0, the number
-    of ranks, because DALI divides the batch of each rank."""
+    """Returns what decides which decoder gets an image: the library, if it is not DALI; the share of the JPEG engines
+    and, if it is not 0, the number of ranks, because DALI divides the batch of each rank."""
     share = loader.hw_decoder_load
-    return {"hw_decoder_load": share} | ({"ranks": ranks} if share else {})
+    library = {"library": loader.library} if loader.library != "dali" else {}
+    return {"hw_decoder_load": share} | ({"ranks": ranks} if share else {}) | library
 
 
 def default_loader_threads() -> int:

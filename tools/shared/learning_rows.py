@@ -53,6 +53,9 @@ def what_differs(row: str) -> str:
     return CHANGES[change].summary if change else f"the recipe `{recipe}`"
 
 
+EARLY = 0.6  # of the steps of a run: scores are shown from here and from the end
+
+
 @dataclass(frozen=True)
 class LearningRun:
     """One training run of a row.
@@ -75,18 +78,30 @@ class LearningRun:
 
     @classmethod
     def read(cls, folder: Path, steps: int) -> LearningRun | None:
-        """The first `steps` optimizer steps of the run in `folder`, which is named ROW-sSEED; None if it is another or
-        shorter run."""
+        """The first `steps` optimizer steps of the run in `folder`, which is named ROW-sSEED.
+
+        Returns:
+            None if it is another run, or if it has no score in the last part of these steps (see `EARLY`).
+        """
         row, _, seed = folder.name.rpartition("-s")
         if row not in ROWS or not seed.isdigit() or not (folder / METRICS).is_file():
             return None
         lines = [line for line in RunFolder(folder).metrics() if line["step"] <= steps]
         losses = [[line["step"], round(line["loss"], 4)] for line in lines if "loss" in line]
         scores = [[line["step"], round(line["val_top1"], 4)] for line in lines if "val_top1" in line]
-        if not scores or scores[-1][0] < steps:
+        if not scores or scores[-1][0] < EARLY * steps:
             return None
         day = time.strftime("%Y-%m-%d", time.gmtime((folder / METRICS).stat().st_mtime))
         return cls(row, int(seed), day, str(RunFolder(folder).config().get("git_commit")), losses, scores)
+
+    @property
+    def steps(self) -> float:
+        """Optimizer steps until the last score."""
+        return self.scores[-1][0]
+
+    def score_from(self, step: float) -> float | None:
+        """The first score at or after `step`; None if there is none."""
+        return next((top1 for at, top1 in self.scores if at >= step), None)
 
     def steps_at_chance(self, classes: int) -> int | None:
         """Optimizer steps until the mean loss of a line of metrics is better than guessing; None if it never is."""
@@ -138,26 +153,42 @@ class Record:
 def table(record: Record) -> str:
     """The rows as a Markdown table."""
     steps, classes = record.setting["steps"], record.setting["classes"]
-    head = f"| row | what is different | first step | seeds | steps at chance | top-1 after {steps} steps |"
-    lines = [head, "|---|---|--:|--:|--:|--:|"]
+    at = (round(EARLY * steps), steps)
+    head = (
+        "row",
+        "what is different",
+        "first step",
+        "seeds",
+        "steps at chance",
+        *(f"top-1 after {step}" for step in at),
+    )
+    lines = [_line(head), "|---|---|" + (len(head) - 2) * "--:|"]
     for row in record.rows():
         runs = record.of_row(row)
-        stays = [run.steps_at_chance(classes) for run in runs]
-        scores = [run.scores[-1][1] for run in runs]
         first_step = f"{100 * record.first_steps[row]:.2g} %" if row in record.first_steps else ""
-        counted = (f"{len(runs)}", _range_of_steps(stays, steps), _mean_and_range(scores))
-        cells = (f"`{row}`", what_differs(row), first_step, *counted)
-        lines.append(f"| {' | '.join(cells)} |")
+        scores = (_mean_and_range([run.score_from(step) for run in runs]) for step in at)
+        lines.append(
+            _line((f"`{row}`", what_differs(row), first_step, f"{len(runs)}", _steps_at_chance(runs, classes), *scores))
+        )
     return "\n".join(lines)
 
 
-def _range_of_steps(stays: list[int | None], steps: int) -> str:
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _steps_at_chance(runs: Sequence[LearningRun], classes: int) -> str:
     """ "42", "42 to 90", or "all 390" for runs that never do better than guessing."""
-    shown = sorted(steps + 1 if stay is None else stay for stay in stays)
-    low, high = (f"all {steps}" if step > steps else f"{step}" for step in (shown[0], shown[-1]))
-    return low if low == high else f"{low} to {high}"
+    stays = [(run.steps, run.steps_at_chance(classes)) for run in runs]
+    shown = sorted((steps + 1, f"all {steps:g}") if stay is None else (stay, f"{stay}") for steps, stay in stays)
+    return shown[0][1] if shown[0] == shown[-1] else f"{shown[0][1]} to {shown[-1][1]}"
 
 
-def _mean_and_range(scores: list[float]) -> str:
-    mean = f"{sum(scores) / len(scores):.1%}"
-    return mean if len(scores) == 1 else f"{mean} ({min(scores):.1%} to {max(scores):.1%})"
+def _mean_and_range(scores: Sequence[float | None]) -> str:
+    """Empty if no run has a score; with the number of runs that have one if that is not all of them."""
+    found = [score for score in scores if score is not None]
+    if not found:
+        return ""
+    mean = f"{sum(found) / len(found):.1%}"
+    spread = f" ({min(found):.1%} to {max(found):.1%})" if len(found) > 1 else ""
+    return mean + spread + (f", {len(found)} of {len(scores)} seeds" if len(found) < len(scores) else "")

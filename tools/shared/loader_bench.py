@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any, TypeVar, cast
 
 from model.alexnet import AlexNet
@@ -22,9 +24,10 @@ from pipeline.diagnosis.findings import Findings, build_findings
 from pipeline.diagnosis.screen import format_findings
 from pipeline.diagnosis.workload import setup_of
 from pipeline.host import read_host
+from pipeline.loader.bad_samples import broken_images
 from pipeline.loader.inputs import order_of
 from pipeline.loader.loader import TrainLoader, stage_batch_sizes
-from pipeline.loader.order import shuffle_quality, steps_per_epoch
+from pipeline.loader.order import Ids, shuffle_quality, steps_per_epoch
 from pipeline.loader.settings import LoaderSettings
 from pipeline.profiling.machine import describe_machine, memory_use
 from pipeline.profiling.stages import (
@@ -50,6 +53,7 @@ from tools.shared.cli import Progress, cores
 from tools.shared.provenance import library_versions
 from tools.shared.stall_report import REPLAYED_BATCHES, trainer_under_test
 
+HEADER_CHECKS = 20  # passes over a batch
 RANK_TIMEOUT_S = 300.0  # of ranks that wait for others; this tool has one rank
 STAGE_NAMES = {
     "read": "read",
@@ -119,6 +123,9 @@ def measure_loader(bench: LoaderBench, cold: bool) -> tuple[StageThroughput, dic
     share = next_cached_share(shards, settings, 0, stages.next_step)
     stages = replace(stages, probe=probe, windows_cached_share=share)
     print(stage_table({name: getattr(stages, stage) for stage, name in STAGE_NAMES.items()}))
+    check_s = header_check_s(shards, order_of(shards, settings, 0)[: settings.batch])
+    share_of_batch = check_s * stages.full.img_s
+    print(f"header check: {1e6 * check_s:.2f} microseconds an image, {share_of_batch:.3%} of a batch's time")
     print(f"storage: {format_storage(stages.storage)}{'; dropped before each window' * cold}")
     return stages, {
         "shards": str(shards.folder),
@@ -130,7 +137,18 @@ def measure_loader(bench: LoaderBench, cold: bool) -> tuple[StageThroughput, dic
         "shuffle": asdict(quality),
         "stages": asdict(stages),
         "supply": stages.full.img_s,
+        "header_check": {"s_per_image": check_s, "share_of_batch": share_of_batch},
     }
+
+
+def header_check_s(shards: ShardSet, ids: Ids) -> float:
+    """Seconds an image that the check of JPEG headers takes, as the median of several passes over the samples `ids`."""
+    images, seconds = shards.jpegs(ids), list[float]()
+    for _ in range(HEADER_CHECKS):
+        started_s = time.perf_counter()
+        broken_images(shards, ids, images)
+        seconds.append((time.perf_counter() - started_s) / len(ids))
+    return median(seconds)
 
 
 def stage_table(stages: dict[str, Throughput]) -> str:

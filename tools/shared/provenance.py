@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("torch", "nvidia-dali-cuda120", "numpy")  # those that decide the numbers
+LIBRARIES = ("torch", "nvidia-dali-cuda120", "numpy", "pillow")  # those that decide the numbers
 
 
 def git_commit() -> str | None:
@@ -21,8 +22,12 @@ def git_commit() -> str | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the installed version of each of `LIBRARIES`."""
-    return {name: version(name) for name in LIBRARIES}
+    """Returns the version of each of `LIBRARIES` that is installed."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):  # DALI, where training uses --loader webdataset
+            found[name] = version(name)
+    return found
 
 
 def launch() -> str | None:

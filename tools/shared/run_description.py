@@ -26,7 +26,7 @@ def describe(job: Job, state: TrainState) -> str:
     lines = [
         f"recipe     {rules}, batch {job.loader.batch}, seed {loop.seed}",
         f"network    {parameters:,} parameters, width {job.spec.width:g}, {job.spec.classes} classes, {layout}",
-        f"device     {job.loader.device}, {how}, data loader with {job.loader.threads} threads",
+        f"device     {job.loader.device}, {how}, data loader with {_workers(job)}",
         *(_describe_ranks(job) if place.world > 1 else []),
         f"data       {len(job.shards):,} samples, {loop.steps_per_epoch} steps an epoch, epochs: {loop.epochs}",
     ]
@@ -36,6 +36,13 @@ def describe(job: Job, state: TrainState) -> str:
     if state.optimizer_steps:
         lines.append(f"resumed    after optimizer step {state.optimizer_steps:,}, epoch {state.epoch}")
     return "\n".join(lines)
+
+
+def _workers(job: Job) -> str:
+    """What the data loader of a rank runs on."""
+    if job.loader.library == "webdataset":
+        return f"{job.loader.threads} worker processes (webdataset, Pillow)"
+    return f"{job.loader.threads} threads"
 
 
 def _describe_ranks(job: Job) -> list[str]:

@@ -10,12 +10,14 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+AGAIN_S = 0.01  # after a destructor has dropped the exception
 OF_SYSTEMS = (signal.SIGTERM, signal.SIGUSR1)  # they count other exit codes than 0 as failures
 
 
@@ -53,11 +55,29 @@ class StopSignals:
         """In this block a signal raises `StopRequested` at once: nothing in it needs to be completed."""
         if self.requested:
             raise StopRequested
+        hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, self._on_alarm)
+        sys.unraisablehook = partial(self._raise_again, hook)
         self._raise = True
         try:
             yield
         finally:
             self._raise = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
+            sys.unraisablehook = hook
+
+    def _raise_again(self, hook: Callable[[Any], object], lost: Any) -> None:
+        """Python drops an exception that is raised in a destructor. A moment later it is raised again."""
+        if lost.exc_type is not StopRequested:
+            hook(lost)
+            return
+        self._raise = True
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if self._raise:
+            self._raise = False
+            raise StopRequested
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.requested == signal.SIGINT:

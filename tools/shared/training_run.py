@@ -27,7 +27,8 @@ from model.precision import prepare
 from model.recipe import PlateauState, learning_rates
 from model.trainer import Diverged, Hooks, Interrupted, StepTimes, Trainer
 from model.transfer import load_layers, skip_frozen_gradients
-from pipeline.loader.loader import Batch, view_loader
+from pipeline.loader.batch import Batch
+from pipeline.loader.loader import view_loader
 from pipeline.profiling.clocks import StepClocks
 from pipeline.profiling.run_marks import RunMarks
 from pipeline.profiling.trace import StepTrace

@@ -15,8 +15,9 @@ import torch
 
 from pipeline.loader import inputs
 from pipeline.loader.augment import STORED, Lighting, central_origin
+from pipeline.loader.dali_batches import BatchBuilder
 from pipeline.loader.inputs import MOST_PREALLOCATED, graph_settings, mean_residual
-from pipeline.loader.loader import TrainLoader, _BatchBuilder, view_loader
+from pipeline.loader.loader import TrainLoader, view_loader
 from pipeline.loader.normalise import COLUMNS, MEAN, MIRROR, STD, normalised_views
 from tests.support.loader_fixtures import BATCH, settings, take
 from tests.support.shard_fixtures import decoded
@@ -85,10 +86,10 @@ def test_the_host_waits_for_dali_only_and_the_trainer_s_stream_for_the_rest(shar
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: trainer)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: used.append((tensor, stream)))
-    builder = _BatchBuilder(basis, how, crops_only=crops_only)
+    builder = BatchBuilder(basis, how, crops_only=crops_only)
     builder.stream = Stream("loader", log)  # type: ignore[assignment]
     with TrainLoader(shards, basis, how, crops_only=True) as loader:  # as on a GPU, its graph only decodes and crops
-        batch = builder(*loader._runner.next(None))
+        batch = builder(*loader._batches._runner.next(None))
     assert log == ["loader records 1", "loader records 2", "trainer waits for loader 2", "host waits for loader 1"]
     kept = [batch.images, batch.labels, batch.ids]
     assert all(any(tensor.data_ptr() == one.data_ptr() for one, _ in used) for tensor in kept[:2])

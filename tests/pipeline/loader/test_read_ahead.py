@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.loader.loader import TrainLoader
-from pipeline.profiling.page_cache import _resident
+from pipeline.profiling.page_cache import resident_pages
 from pipeline.shards.reader import ShardSet
 from pipeline.shards.tar_files import TarFiles
 from tests.support.loader_fixtures import settings
@@ -22,14 +22,14 @@ def test_advice_reads_exactly_these_bytes(tmp_path):
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if _resident(path).any():
+    if resident_pages(path).any():
         pytest.skip("this file system does not drop its cached pages")
     size = path.stat().st_size
     TarFiles([path], [size]).advise([0, 0], [mmap.PAGESIZE * 8 + 100, size - 5], [mmap.PAGESIZE * 2, 5])
     deadline = time.monotonic() + 10
-    while _resident(path).sum() < 4 and time.monotonic() < deadline:
+    while resident_pages(path).sum() < 4 and time.monotonic() < deadline:
         pass
-    assert np.flatnonzero(_resident(path)).tolist() == [8, 9, 10, 63]
+    assert np.flatnonzero(resident_pages(path)).tolist() == [8, 9, 10, 63]
 
 
 def test_bytes_are_read_ahead(shards, basis, monkeypatch):
