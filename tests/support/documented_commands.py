@@ -103,6 +103,11 @@ PARSED = {
     (
         "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name tracked --tensorboard"
     ): "tests/tools runs it",
+    (
+        "python tools/train.py data/imagenet-256/train --val data/imagenet-256/val --run-name watched --prometheus"
+    ): "tests/tools runs it",
+    "python tools/compare.py runs/before runs/after": "tests/tools runs it",
+    "python tools/compare.py before.json after.json --tolerance 0.02": "tests/tools runs it",
     f"torchrun --nproc-per-node 2 tools/evaluate.py data/sample-256/val {SAMPLE_NET} --views 10": "tests/tools runs it",
     f"python tools/export.py {SAMPLE_NET} alexnet.pt2": "tests/tools runs it",
     "python tools/make_shards.py /folder/of/photos data/photos-256": "needs photographs",
