@@ -148,6 +148,7 @@ PARSED = {
     "python -m tests.soak.damaged_images --rounds 32 --seed 7": "takes minutes",
     "python -m tests.soak.kill_shards --runs 200": "takes hours",
     "python -m tests.soak.kill_ranks --runs 50": "takes minutes",
+    "python -m tests.soak.random_stops --rounds 100": "takes minutes",
     "python -m tests.soak.planted_stalls SHARDS": "takes minutes",
     "python -m tests.soak.system_stalls SHARDS": "takes minutes",
     "python -m tests.soak.planted_stalls SHARDS --runs 5 --seconds 0.4": "takes minutes",
