@@ -46,7 +46,6 @@ class BatchInputs:
         step: counts from 0 in each epoch.
         ids: (N,) the sample ids.
         tensors: the graph's inputs by name (see `train_graph`); without "jpeg" until the images are read.
-        divisor: the number by which the images are divided.
         damaged: the samples of the batch that substitutes replace: for each id, its place and the reason.
         substituted: the rows of the substitutes.
         jpegs: the encoded images. DALI reads this memory, so it must live until the batch is decoded.
@@ -56,7 +55,6 @@ class BatchInputs:
     step: int
     ids: Ids
     tensors: dict[str, TensorListCPU]
-    divisor: float
     damaged: dict[int, str] = field(default_factory=dict)
     substituted: frozenset[int] = frozenset()
     jpegs: tuple[NDArray[np.uint8], ...] = ()
@@ -132,8 +130,8 @@ class BatchPlanner(ABC):
         """The ids of the whole set in the order of `epoch`, from which substitutes are taken."""
 
     @abstractmethod
-    def arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
-        """The graph's small inputs for the samples `ids` in `epoch`, by name, and the divisor of the images."""
+    def arrays(self, epoch: int, ids: Ids) -> dict[str, NDArray[Any]]:
+        """The graph's small inputs for the samples `ids` in `epoch`, by name."""
 
     @abstractmethod
     def _graph(self, settings: GraphSettings) -> Graph:
@@ -177,9 +175,9 @@ class BatchPlanner(ABC):
         return True
 
     def _batch(self, epoch: int, step: int, ids: Ids) -> BatchInputs:
-        arrays, divisor = self.arrays(epoch, ids)
+        arrays = self.arrays(epoch, ids)
         self._shards.read_ahead(ids)
-        return BatchInputs(epoch, step, ids, _tensors(len(ids), arrays, self._residual), divisor)
+        return BatchInputs(epoch, step, ids, _tensors(len(ids), arrays, self._residual))
 
 
 class TrainPlanner(BatchPlanner):
@@ -205,7 +203,7 @@ class TrainPlanner(BatchPlanner):
         """All ids in the order of training."""
         return order_of(self._shards, self._settings, epoch)
 
-    def arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+    def arrays(self, epoch: int, ids: Ids) -> dict[str, NDArray[Any]]:
         """What is drawn for the samples."""
         return _drawn_arrays(self._shards, self._basis, self._settings, epoch, ids)
 
@@ -233,15 +231,14 @@ class ViewPlanner(BatchPlanner):
         """All ids, ascending."""
         return np.arange(len(self._shards))
 
-    def arrays(self, epoch: int, ids: Ids) -> tuple[dict[str, NDArray[Any]], float]:
+    def arrays(self, epoch: int, ids: Ids) -> dict[str, NDArray[Any]]:
         """The central squares, without noise."""
         no_offset = np.zeros_like(ids)
-        arrays = {
+        return {
             **_tags_and_origins(self._shards, ids, no_offset, no_offset),
             "mean": np.tile(self._basis.mean.astype(np.float32), (len(ids), 1)),
             "std": np.ones((len(ids), 3), np.float32),
         }
-        return arrays, 1.0
 
     def _graph(self, settings: GraphSettings) -> Graph:
         from pipeline.loader.graphs import view_graph
@@ -291,18 +288,17 @@ def graph_settings(settings: LoaderSettings, batch: int, shards: ShardSet) -> Gr
 
 def _drawn_arrays(
     shards: ShardSet, basis: Eigenbasis, settings: LoaderSettings, epoch: int, ids: Ids
-) -> tuple[dict[str, NDArray[Any]], float]:
-    """The graph's small inputs for the samples `ids` in `epoch`, by name, and the lighting's divisor."""
+) -> dict[str, NDArray[Any]]:
+    """The graph's small inputs for the samples `ids` in `epoch`, by name."""
     draws = draw(settings.seed, epoch, ids, settings.positions)
     offsets, divisor = settings.lighting_at(epoch).offsets_and_divisor(draws.normals, basis)
-    arrays = {
+    return {
         **_tags_and_origins(shards, ids, draws.left, draws.top),
         "mirror": draws.mirror.astype(np.int32)[:, None],
         # pixel - mean + offset = pixel - (mean - offset): the noise needs no pass over the pixels of its own.
         "mean": basis.mean.astype(np.float32) - offsets,
         "std": np.full((len(ids), 3), divisor, np.float32),
     }
-    return arrays, divisor
 
 
 def _tags_and_origins(shards: ShardSet, ids: Ids, left: Ids, top: Ids) -> dict[str, NDArray[Any]]:

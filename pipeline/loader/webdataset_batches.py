@@ -151,7 +151,7 @@ class Worker:
 
     def __call__(self, place: Place) -> Made:
         """Makes the batch. A ValueError travels in the result: the DataLoader would wrap it into its traceback."""
-        inputs = BatchInputs(*place, {}, 1.0)
+        inputs = BatchInputs(*place, {})
         try:
             return self._made(inputs)
         except ValueError as error:
@@ -163,7 +163,7 @@ class Worker:
         if self._stage == "read":
             return Made(inputs)
         found = broken_images(shards, ids, jpegs, self._settings.check_crc)
-        arrays, divisor = self._planner.arrays(epoch, ids)
+        arrays = self._planner.arrays(epoch, ids)
         crops, undecodable = self._crops(ids, jpegs, arrays["origin"], found.keys())
         if undecodable:
             reasons = damaged(shards, np.array(undecodable, np.int64))
@@ -172,12 +172,12 @@ class Worker:
             order = self._planner.order(epoch)
             rows = frozenset(row for row, i in enumerate(ids.tolist()) if i in found)
             ids = np.array([substitute_for(shards, i, order) if i in found else i for i in ids.tolist()])
-            arrays, divisor = self._planner.arrays(epoch, ids)
+            arrays = self._planner.arrays(epoch, ids)
             crops, undecodable = self._crops(ids, shards.jpegs(ids), arrays["origin"], ())
             assert not undecodable, "a substitute is intact"
-            inputs = BatchInputs(epoch, inputs.step, ids, {}, divisor, found, rows)
+            inputs = BatchInputs(epoch, inputs.step, ids, {}, found, rows)
         elif found:
-            return Made(BatchInputs(epoch, inputs.step, ids, {}, divisor, found))
+            return Made(BatchInputs(epoch, inputs.step, ids, {}, found))
         if self._stage == "decode":
             return Made(inputs, crops)
         return Made(inputs, crops, torch.from_numpy(rows_of(arrays, len(ids))))

@@ -111,9 +111,9 @@ def draw_top5(checkpoint: Path, shards: Path, count: int, out: Path) -> str:
     """Draws the left part of Figure 4 for `count` images of a shard set. Returns what was drawn."""
     model, opened, names = _opened(checkpoint, shards)
     ids = spread_ids(count, len(opened))
-    probabilities, _ = outputs(model, checkpoint, opened)
+    probabilities, _ = outputs(model, checkpoint, opened.part(np.array(ids)))
     labels = opened.index["label"][ids].tolist()
-    plot.save(top5_figure([stored_image(opened, one) for one in ids], labels, probabilities[ids], names), out)
+    plot.save(top5_figure([stored_image(opened, one) for one in ids], labels, probabilities, names), out)
     return f"{len(ids)} images of {shards}"
 
 
@@ -123,8 +123,8 @@ def draw_neighbours(checkpoint: Path, shards: Path, queries: Path, count: int, o
     asked = open_shards(queries)
     ids = spread_ids(count, len(asked))
     _, features = outputs(model, checkpoint, opened)
-    _, asked_features = outputs(model, checkpoint, asked)
-    rows = nearest(asked_features[ids], features, NEAREST).tolist()
+    _, asked_features = outputs(model, checkpoint, asked.part(np.array(ids)))
+    rows = nearest(asked_features, features, NEAREST).tolist()
     found = [[stored_image(opened, one) for one in row] for row in rows]
     plot.save(neighbours_figure([stored_image(asked, one) for one in ids], found), out)
     return f"{len(ids)} images of {queries} and their {NEAREST} nearest in {shards}"
